@@ -1,0 +1,94 @@
+# Every target does its own set-up: the Debian packages (installed by root, else named: scripts/setup-packages), the virtual environment
+# .venv, the compiled modules in raidlib/. Nothing is done twice that nothing has changed for.
+#
+#   make build    .venv/bin/raidlib works, on this source tree (an editable install)
+#   make test     lint, then all tests
+#   make demo     the main job from nothing to done, on real files
+#   make lint     all checks that run no test          make format   what of them can be mended by itself
+#   make wheel    a wheel for every Python from 3.11 on, in dist/
+#   make bench    the benchmarks                       make clean    away with all that was made
+#
+# Another interpreter: make PYTHON=python3.12. Flags: make CFLAGS="-g -fsanitize=undefined". Tests: make test PYTEST_ARGS="-n0 -k geometry".
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+PYTEST_ARGS ?= -n2
+C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
+PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
+
+.PHONY: build test demo lint format wheel bench clean packages-% made built tools
+build: packages-build
+	@$(MAKE) built
+
+# Warnings are errors where it is tested (and in .ci/run).
+test: export CFLAGS := $(CFLAGS) -Werror
+test: packages-test
+	@$(MAKE) built
+	@$(MAKE) lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: build
+	@$(BIN)/raidlib demo
+
+bench: packages-bench
+	@$(MAKE) built tools
+	@$(BIN)/python $(or $(wildcard bench/run.py),bench/parity.py)
+
+wheel: packages-build
+	@$(MAKE) made
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@cp -r setup.py pyproject.toml README.md LICENSE csrc fuse_mount raidlib build/wheel/ && rm -f build/wheel/raidlib/*.so
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir dist build/wheel
+	@rm -rf build/wheel && ls dist/*.whl
+
+lint: tools
+	@$(BIN)/ruff check -q $(PY_FILES)
+	@$(BIN)/ruff format -q --check $(PY_FILES)
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	@$(BIN)/lint-imports --no-logo
+
+format: tools
+	@$(BIN)/ruff check -q --fix-only $(PY_FILES)
+	@$(BIN)/ruff format -q $(PY_FILES)
+	@$(BIN)/clang-format -i $(C_FILES)
+
+clean:
+	rm -rf .venv build dist *.egg-info raidlib/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find csrc fuse_mount raidlib tests -name __pycache__ -prune -exec rm -rf {} +
+
+packages-%:
+	@scripts/setup-packages $*
+
+# The steps, each with its stamp. A second make runs them, which sees what packages-% has just installed.
+made: .venv/.made
+	@:
+built: .venv/.built
+	@:
+tools: .venv/.tools
+	@:
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+.venv/.made:
+	$$(scripts/setup-packages python) -m venv .venv
+	@$(PIP) install "setuptools>=77" "cffi>=1.17"
+	@touch $@
+
+# Once libfuse3's headers come (or go), it is built anew.
+FUSE := .venv/.fuse-$(shell pkg-config --exists fuse3 2>/dev/null && echo yes || echo no)
+$(FUSE): .venv/.made
+	@rm -f .venv/.fuse-* && touch $@
+
+# pip compiles everything anew, and is silent but for errors.
+.venv/.built: $(SOURCES) $(FUSE)
+	$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+# What `raidlib[test,dev]` names, without building raidlib: lint works on a tree that does not compile.
+NAMED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*p["dependencies"], *(line for extra in ("test", "dev") for line in p["optional-dependencies"][extra]))
+.venv/.tools: pyproject.toml | .venv/.made
+	$(PIP) install $$($(BIN)/python -c '$(NAMED)')
+	@touch $@

@@ -1,0 +1,209 @@
+/* internal.h: what the engine's files share and nobody else sees.
+ *
+ * LOCK ORDER (outermost first)
+ *   1. array->admin      one administrative change at a time (fail, add, sync start/stop)
+ *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
+ *                        them, and every superblock write.
+ *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
+ *   4. array->events_lock, pool lock (leaves)
+ */
+#ifndef RAIDLIB_INTERNAL_H
+#define RAIDLIB_INTERNAL_H
+
+#include "raidlib.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Our own mistakes only; never what a disk, a peer or a user said. Stays on in release builds. */
+#ifndef RL_ASSERT
+#define RL_ASSERT(condition) ((condition) ? (void)0 : rl_assert_failed(#condition, __FILE__, __LINE__))
+#endif
+_Noreturn void rl_assert_failed(const char *condition, const char *file, int line);
+
+#define RL_SECTOR 512u
+#define RL_BUFFER_ALIGN 4096u
+
+static inline uint64_t rl_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint64_t rl_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static inline uint64_t rl_round_down(uint64_t value, uint64_t unit) { return value - value % unit; }
+static inline uint64_t rl_round_up(uint64_t value, uint64_t unit) { return rl_round_down(value + unit - 1, unit); }
+
+/* Records rl_last_error() and returns -code. */
+int rl_fail(int code, const char *call, int32_t slot, uint64_t offset, const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+
+/* ---- Members ------------------------------------------------------------------------------------------------------ */
+
+/* What a kind of member must do. Requests are aligned to block_bytes in offset, length and (direct) memory: member.c sees to it.
+ * -ENODEV from any of them means: the member is gone for good. */
+struct rl_member_ops {
+    const char *kind;
+    int (*pread)(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
+    int (*pwrite)(rl_member *member, const void *buffer, uint64_t length, uint64_t offset);
+    int (*flush)(rl_member *member);
+    int (*probe)(rl_member *member);
+    void (*close)(rl_member *member);
+};
+
+struct rl_member {
+    const struct rl_member_ops *ops;
+    uint64_t size_bytes;
+    uint32_t block_bytes;  /* requests are multiples of it */
+    uint32_t memory_align; /* buffers begin at multiples of it; 1: anywhere */
+    uint32_t flags;        /* RL_MEMBER_* */
+    atomic_uint users;     /* arrays that have it open */
+    char *name;            /* for messages */
+};
+
+/* One request to one device. The order of a device's requests and what may run beside what is decided by the callers; rl_io_run submits all and waits for all,
+ * so that a back end with queues (io_uring) or with deadlines (parked, engine-owned buffers) fits in behind it without a change above. */
+struct rl_io {
+    rl_member *member;
+    void *buffer;
+    uint64_t offset; /* bytes on the member */
+    uint64_t length;
+    uint32_t device; /* the caller's: index in the array */
+    uint16_t tag;    /* the caller's */
+    uint8_t op;      /* RL_OP_* */
+    uint8_t flags;   /* RL_IO_* */
+    int result;      /* 0 or -errno */
+};
+enum { RL_OP_READ, RL_OP_WRITE, RL_OP_FLUSH };
+void rl_io_run(struct rl_io *ios, unsigned count);
+
+/* ---- Arrays ------------------------------------------------------------------------------------------------------- */
+
+#define RL_DEVICES_MAX 512u
+#define RL_STRIPE_LOCKS 1024u
+#define RL_SLICE_BYTES 131072u /* height of the piece of a stripe that is worked on at once */
+#define RL_EVENTS_MAX 256u
+#define RL_FAILED_MAX 16u /* devices that one request can find dead */
+
+struct device {
+    rl_member *member;        /* NULL once removed */
+    struct rl_superblock sb;  /* its own fields; the array-wide ones are stamped in at each commit */
+    uint32_t state;           /* RL_DEVICE_*; config lock */
+    int32_t slot;             /* config lock */
+    _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
+    uint64_t *bad;            /* pairs {first, sectors} relative to data_offset, sorted */
+    uint32_t bad_count;
+    _Atomic uint64_t read_errors, corrected_reads;
+    char reason[160];
+};
+
+/* Memory for one piece of one stripe: blocks by vector index, allocated on first use, kept with the workspace. */
+struct workspace {
+    struct workspace *next;
+    uint64_t block_bytes;
+    void *block[RL_VECTOR_MAX];    /* old content, or what was fetched */
+    void *fresh[RL_PARITY_MAX];    /* new parity; stored parity in a check */
+    struct rl_io io[2 * RL_VECTOR_MAX];
+};
+
+struct rl_array {
+    struct rl_geometry g;
+    uint32_t flags, block_bytes, safe_mode_ms;
+    const rl_kernel *kernel;
+    uint64_t (*clock_ns)(void *);
+    uint64_t (*wall_ns)(void *);
+    void *clock_context;
+    const uint8_t *fork_canary; /* a page that the kernel wipes in a forked child */
+
+    pthread_mutex_t admin;
+    pthread_rwlock_t config;
+    struct device *devices[RL_DEVICES_MAX]; /* config */
+    uint32_t device_count;                  /* config */
+    int32_t slot_device[RL_SLOTS_MAX];      /* config: device in the slot (in sync or rebuilding), or -1 */
+    int32_t replacement[RL_SLOTS_MAX];      /* config: second device of the slot, or -1 */
+    struct rl_superblock sb;                /* config: the array-wide fields */
+    uint32_t uneven;                        /* config: devices that are good in part only (rebuilding, bad blocks) */
+    atomic_bool active;                     /* the superblocks say that writes may be open; set under config exclusive */
+    atomic_bool broken;                     /* a member that the content needs is gone */
+    _Atomic uint64_t resync;                /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
+    _Atomic uint64_t last_write_ns, write_sequence;
+    _Atomic uint64_t mismatch_count, corrected_reads, reads, writes, read_bytes, written_bytes;
+    rl_sync *sync;       /* admin: the job, or NULL */
+
+    pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
+    pthread_mutex_t pool_lock;
+    struct workspace *pool; /* pool_lock */
+
+    pthread_mutex_t events_lock;
+    pthread_cond_t events_cond; /* also wakes the service */
+    struct rl_event events[RL_EVENTS_MAX];
+    uint64_t event_head, event_tail; /* events_lock: next to write, next to read */
+    bool stopped;                    /* events_lock */
+    uint64_t next_probe_ns;          /* service thread only */
+};
+
+/* One call of a user, or one window of a job: what it found dead. */
+struct request {
+    rl_array *a;
+    unsigned failed_count;
+    struct {
+        uint32_t device;
+        int error;
+    } failed[RL_FAILED_MAX];
+};
+
+/* engine.c */
+int rl_enter(const rl_array *a, const char *call);
+struct workspace *rl_workspace_get(rl_array *a);
+void rl_workspace_put(rl_array *a, struct workspace *w);
+void *rl_workspace_block(struct workspace *w, void **block);
+void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
+void rl_request_failed(struct request *rq, uint32_t device, int error);
+/* Takes out of the array what the request found dead and records it on the survivors. No config lock may be held. 0, or -EIO where the content needs one of them. */
+int rl_request_settle(struct request *rq);
+/* config lock held, either way. */
+int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
+bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
+uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
+bool rl_enough_without(const rl_array *a, int32_t device);
+struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length);
+bool rl_is_space_error(int error);
+
+/* metadata.c; config lock exclusive */
+int rl_metadata_commit(rl_array *a);
+int rl_metadata_set_active(rl_array *a);
+int rl_metadata_set_clean(rl_array *a);
+void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out);
+/* config lock exclusive: marks it faulty in memory; rl_metadata_commit must follow */
+void rl_device_out(rl_array *a, uint32_t device, int error, const char *why);
+uint64_t rl_flush_devices(rl_array *a, struct request *rq);
+
+/* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, 0 to be called again once the request is settled, or -errno. */
+int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
+int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
+/* The slow ways to read one segment that lies in one chunk: from what is left. */
+int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
+int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
+/* Judges the results of a piece's writes: notes what failed; -ENOSPC, or -EIO where nothing was written. */
+int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count, uint64_t resync_sector);
+/* Writes `length` good bytes over a sector that could not be read, and reads them back from the device. */
+void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, uint64_t offset);
+
+/* A stripe as the code sees it: filled by rl_stripe_look. */
+struct stripe {
+    uint64_t number;
+    unsigned nd, np;
+    int16_t slot_of[RL_VECTOR_MAX];
+    uint16_t position[RL_SLOTS_MAX];
+};
+void rl_stripe_look(const rl_array *a, uint64_t number, struct stripe *st);
+/* Brings the blocks want[i] of [low, low + length) of the stripe into w->block[i] + at: from the member where it can be, else by the code. Stripe lock held.
+ * 0; -EIO where the code does not bear what is lost. */
+int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at, const uint8_t *want,
+                    uint8_t io_flags);
+pthread_mutex_t *rl_stripe_lock(rl_array *a, uint64_t number);
+/* The region of a level without parity that one lock covers: its number, and the array sector where it ends. */
+uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end);
+/* Reads whole blocks of one region, lock held, from a copy that is usable; block by block and mending where copies fail. */
+int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
+
+#endif

@@ -1,0 +1,191 @@
+/* metadata.c: when superblocks are written, and in which order. Everything here runs with the config lock held exclusively: no request is under way.
+ *
+ * A commit raises `events` by one and writes the superblock of every device that is not faulty, spares included, then flushes. A device that cannot take its
+ * superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
+ *
+ *   clean ──rl_metadata_set_active (before the first write)──► active ──rl_metadata_set_clean (idle, close; after a flush)──► clean
+ */
+#include "internal.h"
+
+/* 0.90 keeps active devices at the index of their slot; what is no (full) member of a slot follows after raid_disks. */
+static void stamp_090(const rl_array *a, const struct device *own, struct rl_superblock *out)
+{
+    uint32_t next = a->sb.raid_disks;
+    memset(out->disks, 0, sizeof out->disks);
+    for (uint32_t slot = 0; slot < a->sb.raid_disks && slot < RL_SB90_DISKS; slot++)
+        out->disks[slot] = (struct rl_sb90_disk){slot, 0, 0, slot, 9};
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        bool in_sync = d->state == RL_DEVICE_IN_SYNC;
+        uint32_t number = in_sync ? (uint32_t)d->slot : next;
+        if (d->state == RL_DEVICE_REMOVED || number >= RL_SB90_DISKS)
+            continue;
+        next += !in_sync;
+        out->disks[number] = (struct rl_sb90_disk){number, d->sb.this_disk.major, d->sb.this_disk.minor, number,
+                                                   in_sync ? 6u | (d->sb.this_disk.state & 0x600u) : d->state == RL_DEVICE_FAULTY ? 1u : 0u};
+        if (d == own) {
+            out->this_disk = out->disks[number];
+            out->dev_number = number;
+        }
+    }
+}
+
+static void stamp_roles(const rl_array *a, struct rl_superblock *out)
+{
+    uint32_t top = 0;
+    for (uint32_t i = 0; i < RL_SB_DEVS_MAX; i++)
+        out->dev_roles[i] = RL_ROLE_SPARE;
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        if (d->state == RL_DEVICE_REMOVED)
+            continue;
+        out->dev_roles[d->sb.dev_number] = d->state == RL_DEVICE_FAULTY ? RL_ROLE_FAULTY : d->slot >= 0 ? (uint16_t)d->slot : RL_ROLE_SPARE;
+        top = (uint32_t)rl_max(top, d->sb.dev_number + 1);
+    }
+    out->max_dev = (uint32_t)rl_max(a->sb.max_dev, top);
+}
+
+/* The superblock of device d as of now. */
+void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out)
+{
+    const uint32_t kept = RL_FEATURE_RAID0_LAYOUT;
+    *out = a->sb;
+    out->data_offset = d->sb.data_offset;
+    out->data_size = d->sb.data_size;
+    out->super_offset = d->sb.super_offset;
+    out->dev_number = d->sb.dev_number;
+    out->corrected_reads = d->sb.corrected_reads + (uint32_t)atomic_load(&d->corrected_reads);
+    memcpy(out->device_uuid, d->sb.device_uuid, sizeof out->device_uuid);
+    out->devflags = d->sb.devflags;
+    out->bblog_shift = d->sb.bblog_shift;
+    out->bblog_sectors = d->sb.bblog_sectors;
+    out->bblog_offset = d->sb.bblog_offset;
+    out->logical_block_bytes = d->sb.logical_block_bytes;
+    out->feature_map = a->sb.feature_map & kept;
+    out->recovery_offset = RL_MAX_SECTOR;
+    out->resync_offset = atomic_load(&a->resync);
+    if (atomic_load(&a->active) && (a->g.parity || a->g.copies > 1))
+        out->resync_offset = 0;
+    if (d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT) {
+        out->feature_map |= RL_FEATURE_RECOVERY | (d->state == RL_DEVICE_REPLACEMENT ? RL_FEATURE_REPLACEMENT : 0u);
+        out->recovery_offset = atomic_load(&d->recovered);
+    }
+    if (a->sb.version == 90)
+        stamp_090(a, d, out);
+    else
+        stamp_roles(a, out);
+}
+
+static bool takes_superblock(const struct device *d)
+{
+    return d->state != RL_DEVICE_FAULTY && d->state != RL_DEVICE_REMOVED;
+}
+
+static int write_superblock(const rl_array *a, const struct device *d)
+{
+    _Alignas(RL_BUFFER_ALIGN) uint8_t block[RL_SB_BYTES];
+    struct rl_superblock sb;
+    rl_metadata_stamp(a, d, &sb);
+    rl_superblock_encode(&sb, block);
+    struct rl_io io[2] = {
+        {.member = d->member, .buffer = block, .offset = sb.super_offset * RL_SECTOR, .length = RL_SB_BYTES, .op = RL_OP_WRITE},
+        {.member = d->member, .op = RL_OP_FLUSH},
+    };
+    rl_io_run(&io[0], 1);
+    if (io[0].result == 0)
+        rl_io_run(&io[1], 1);
+    return io[0].result ? io[0].result : io[1].result;
+}
+
+static void raise_events(rl_array *a)
+{
+    uint64_t now = a->wall_ns(a->clock_context);
+    a->sb.events++;
+    a->sb.utime_s = now / 1000000000u;
+    /* never zero: how a later session knows that no kernel has written since (DESIGN.md section 4, checksums) */
+    a->sb.utime_us = (uint32_t)rl_max(1, now / 1000 % 1000000);
+}
+
+/* Writes the superblocks of all devices; what cannot take its own is out. Failing of the last that the content needs is the array's failure. */
+int rl_metadata_commit(rl_array *a)
+{
+    int rc = 0;
+    bool again = true;
+    while (again) {
+        again = false;
+        raise_events(a);
+        for (uint32_t i = 0; i < a->device_count; i++) {
+            struct device *d = a->devices[i];
+            int written = takes_superblock(d) ? write_superblock(a, d) : 0;
+            if (written == 0)
+                continue;
+            if (rl_is_space_error(written)) {
+                rc = rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
+            } else if (rl_enough_without(a, (int32_t)i)) {
+                struct rl_error why;
+                rl_last_error(&why);
+                rl_device_out(a, i, written, why.code == written ? why.text : NULL);
+                again = true;
+            } else {
+                if (written == -ENODEV)
+                    atomic_store(&a->broken, true);
+                rc = rl_fail(EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s, which the content needs, cannot be written", d->member->name);
+            }
+        }
+    }
+    return rc;
+}
+
+/* Flushes every device in use. Returns the number of failures, which are noted in rq. */
+uint64_t rl_flush_devices(rl_array *a, struct request *rq)
+{
+    struct rl_io io[RL_DEVICES_MAX];
+    unsigned count = 0, failures = 0;
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        if (takes_superblock(a->devices[i]))
+            io[count++] = (struct rl_io){.member = a->devices[i]->member, .op = RL_OP_FLUSH, .device = i};
+    }
+    rl_io_run(io, count);
+    for (unsigned i = 0; i < count; i++) {
+        if (io[i].result) {
+            rl_request_failed(rq, io[i].device, io[i].result);
+            failures++;
+        }
+    }
+    return failures;
+}
+
+int rl_metadata_set_active(rl_array *a)
+{
+    if (atomic_load(&a->active))
+        return 0;
+    atomic_store(&a->active, true);
+    int rc = rl_metadata_commit(a);
+    if (rc)
+        atomic_store(&a->active, false);
+    return rc;
+}
+
+/* I3. The caller has seen to it that no write is open: config is held exclusively. */
+int rl_metadata_set_clean(rl_array *a)
+{
+    struct request rq = {.a = a};
+    bool redundant = a->g.parity || a->g.copies > 1;
+    uint64_t failures = rl_flush_devices(a, &rq);
+    if (failures == 0 && (!redundant || !atomic_load(&a->active)))
+        return 0;
+    for (unsigned i = 0; i < rq.failed_count; i++) {
+        if (!rl_enough_without(a, (int32_t)rq.failed[i].device)) {
+            if (rq.failed[i].error == -ENODEV)
+                atomic_store(&a->broken, true);
+            return rl_fail(EIO, "rl_array_flush", a->devices[rq.failed[i].device]->slot, 0, "%s cannot be flushed, and the content needs it",
+                           a->devices[rq.failed[i].device]->member->name);
+        }
+        rl_device_out(a, rq.failed[i].device, rq.failed[i].error, NULL);
+    }
+    if (atomic_load(&a->broken))
+        return rl_fail(EIO, "rl_array_close", -1, 0, "the array has failed: it stays marked active");
+    if (redundant)
+        atomic_store(&a->active, false);
+    return rl_metadata_commit(a);
+}

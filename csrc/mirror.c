@@ -1,0 +1,154 @@
+/* mirror.c: levels without parity: raid1 and raid10, and, with one copy, raid0 and linear.
+ *
+ * A region (a chunk; 256 KiB of raid1 and linear) is written under its lock, so that all copies see overlapping writes in one order (I4).
+ */
+#include "internal.h"
+
+#define REGION_SECTORS 512u
+
+uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end)
+{
+    uint64_t unit = a->g.level == 0 || a->g.level == 10 ? a->g.chunk_sectors : REGION_SECTORS;
+    *end = rl_min(rl_round_down(sector, unit) + unit, a->g.array_sectors);
+    return sector / unit;
+}
+
+/* One block from any copy; copies that fail to read it are mended from the one that does. */
+static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
+{
+    rl_array *a = rq->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    uint32_t broken[RL_COPIES_MAX];
+    uint64_t broken_at[RL_COPIES_MAX], run = 0;
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run), broken_count = 0;
+    bool found = false;
+    for (unsigned i = 0; i < count && !found; i++) {
+        int device = rl_device_for_read(a, places[i].slot, places[i].sector, length / RL_SECTOR);
+        if (device < 0)
+            continue;
+        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        rl_io_run(&io, 1);
+        found = io.result == 0;
+        if (io.result == -ENODEV)
+            rl_request_failed(rq, (uint32_t)device, io.result);
+        else if (io.result && broken_count < RL_COPIES_MAX) {
+            broken[broken_count] = (uint32_t)device;
+            broken_at[broken_count++] = places[i].sector * RL_SECTOR;
+        }
+    }
+    if (!found)
+        return rl_fail(EIO, "rl_array_pread", -1, offset, "no copy of the block at byte %llu can be read", (unsigned long long)offset);
+    for (unsigned i = 0; i < broken_count; i++)
+        rl_heal(rq, broken[i], buffer, length, broken_at[i]);
+    return 0;
+}
+
+int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
+{
+    rl_array *a = rq->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t run = 0, block = a->block_bytes;
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
+    for (unsigned i = 0; i < count; i++) {
+        int device = rl_device_for_read(a, places[i].slot, places[i].sector, length / RL_SECTOR);
+        if (device < 0)
+            continue;
+        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        rl_io_run(&io, 1);
+        if (io.result == 0)
+            return 0;
+        break; /* now block by block */
+    }
+    for (uint64_t done = 0; done < length; done += block) {
+        int rc = fetch_block(rq, (char *)buffer + done, block, offset + done);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* Like rl_mirror_fetch for any byte range: whole blocks go by way of the workspace. */
+int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
+{
+    rl_array *a = rq->a;
+    struct workspace *w = rl_workspace_get(a);
+    uint64_t block = a->block_bytes;
+    char *stage = w ? rl_workspace_block(w, &w->block[0]) : NULL;
+    int rc = stage ? 0 : rl_fail(ENOMEM, "rl_array_pread", -1, offset, "no memory");
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        uint64_t at = offset + done, end = 0, low = rl_round_down(at, block);
+        uint64_t region = rl_mirror_region(a, at / RL_SECTOR, &end);
+        uint64_t high = rl_min(rl_min(rl_round_up(offset + length, block), end * RL_SECTOR), low + RL_SLICE_BYTES);
+        pthread_mutex_lock(rl_stripe_lock(a, region));
+        rc = rl_mirror_fetch(rq, stage, high - low, low);
+        pthread_mutex_unlock(rl_stripe_lock(a, region));
+        step = rl_min(high - at, length - done);
+        if (rc == 0)
+            memcpy((char *)buffer + done, stage + (at - low), step);
+    }
+    if (w)
+        rl_workspace_put(a, w);
+    return rc;
+}
+
+static unsigned add_writes(rl_array *a, struct rl_io *ios, const struct rl_place *places, unsigned count, const void *data, uint64_t length)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < count; i++) {
+        int32_t devices[2] = {a->slot_device[places[i].slot], a->replacement[places[i].slot]};
+        for (unsigned j = 0; j < 2; j++) {
+            if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], places[i].sector, length / RL_SECTOR))
+                ios[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)data, places[i].sector * RL_SECTOR, length);
+        }
+    }
+    return n;
+}
+
+/* The data of [offset, offset + length) as whole blocks from `low` on, edges read: the caller's buffer itself where that is safe. NULL: *rc. */
+static const void *stage_data(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, uint64_t low, uint64_t high,
+                              bool stable, int *rc)
+{
+    uint64_t block = rq->a->block_bytes;
+    bool edges = low != offset || high != offset + length;
+    if (!edges && (stable || rq->a->g.copies == 1)) /* one copy has nothing to disagree with */
+        return buffer;
+    char *stage = rl_workspace_block(w, &w->block[0]);
+    *rc = stage ? 0 : rl_fail(ENOMEM, "rl_array_pwrite", -1, offset, "no memory");
+    if (*rc == 0 && low != offset)
+        *rc = rl_mirror_fetch(rq, stage, block, low);
+    if (*rc == 0 && high != offset + length && (high - low > block || low == offset))
+        *rc = rl_mirror_fetch(rq, stage + (high - low - block), block, high - block);
+    if (*rc)
+        return NULL;
+    memcpy(stage + (offset - low), buffer, length);
+    return stage;
+}
+
+int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable)
+{
+    rl_array *a = rq->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t block = a->block_bytes, low = rl_round_down(offset, block), end = 0, run = 0;
+    uint64_t region = rl_mirror_region(a, offset / RL_SECTOR, &end);
+    uint64_t high = rl_min(rl_round_up(offset + length, block), end * RL_SECTOR);
+    bool direct = low == offset && (high <= offset + length) && (stable || a->g.copies == 1);
+    high = direct ? high : rl_min(high, low + RL_SLICE_BYTES);
+    pthread_mutex_lock(rl_stripe_lock(a, region));
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, low / RL_SECTOR, places, &run);
+    uint64_t sectors = rl_min(run, (high - low) / RL_SECTOR);
+    for (unsigned i = 0; i < count; i++)
+        sectors = rl_uniform_run(a, places[i].sector, sectors);
+    high = low + sectors * RL_SECTOR;
+    length = rl_min(length, high - offset);
+    int rc = 0;
+    const void *data = stage_data(rq, w, buffer, length, offset, low, high, stable, &rc);
+    if (data && rq->failed_count == 0) {
+        unsigned n = add_writes(a, w->io, places, count, data, high - low);
+        rl_io_run(w->io, n);
+        rc = rl_judge_writes(rq, w->io, n, a->g.level == 10 ? low / RL_SECTOR : places[0].sector);
+    } else if (data) {
+        length = 0; /* a member died while the edges were read, and nothing was written: once more, without it */
+    }
+    pthread_mutex_unlock(rl_stripe_lock(a, region));
+    return rc ? rc : (int64_t)length;
+}

@@ -1,0 +1,451 @@
+/* raidlib.h: the contract between the engine and everything that uses it, and its manual.
+ *
+ * CONVENTIONS
+ *  - Functions return 0 or a count, or -errno. The thread's last failure in words: rl_last_error(). errno is not part of it.
+ *  - Bytes unless a name says `_sectors` (512 bytes). Fixed-width plain structs; a struct that a caller fills begins with `size_of`.
+ *  - Handles are opaque. Any call from any thread, but none may race the close of its own handle.
+ *  - Buffers are the caller's and are never kept after the call. Descriptors are dup'ed (close-on-exec).
+ *  - No threads, no signals, no output, no global state. In a forked child every call on an array answers -ECHILD.
+ *  - Vector convention, everywhere: data blocks 0..nd-1, then parity P, Q, ... (nd..nd+np-1). Names are md's.
+ *
+ * The text between the two CDEF markers is what cffi compiles against.
+ */
+#ifndef RAIDLIB_H
+#define RAIDLIB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CDEF-BEGIN */
+
+/* ---- Errors ------------------------------------------------------------------------------------------------------- */
+
+/* The last failure of the calling thread. `slot` is -1 and `offset` 0 where they say nothing. Set by every function that returns
+ * < 0, untouched by success. */
+struct rl_error {
+    int32_t code;    /* the -errno that was returned */
+    int32_t slot;    /* the slot (or device index) concerned, or -1 */
+    uint64_t offset; /* byte offset of the failed request */
+    char call[32];   /* which call of this header failed */
+    char text[216];  /* what was wrong, for people */
+};
+void rl_last_error(struct rl_error *out);
+
+/* ---- Codes (parity.c, parity_x86.c: pure) ------------------------------------------------------------------------- */
+
+#define RL_PARITY_MAX 6 /* parity blocks of one stripe */
+#define RL_VECTOR_MAX 264 /* data and parity blocks of one stripe: 255 + 6, rounded up */
+
+/* A set of routines for one instruction set. The portable one is the truth; the others are tested against it. */
+typedef struct rl_kernel rl_kernel;
+
+/* The kernel of that name ("portable", "ssse3", "avx2", ...), or with NULL the fastest that this CPU runs. NULL: unknown, or this
+ * CPU lacks it. Static; never freed. */
+const rl_kernel *rl_kernel_find(const char *name);
+/* Name of the index-th kernel of the registry, NULL past the end. Whether this CPU runs it, rl_kernel_find says. */
+const char *rl_kernel_name(unsigned index);
+const char *rl_kernel_name_of(const rl_kernel *kernel);
+
+/* GF(2^8), polynomial 0x11d, generator 2. */
+uint8_t rl_gf_mul(uint8_t a, uint8_t b);
+uint8_t rl_gf_inv(uint8_t a);  /* a != 0 */
+uint8_t rl_gf_exp(unsigned e); /* 2^(e mod 255) */
+uint8_t rl_gf_log(uint8_t a);  /* a != 0: e in 0..254 with 2^e = a */
+
+/* Coefficient of data block `index` in parity `row`: row 0: 1; row 1: 2^index; row r >= 2: (1 + 2^(r-1)) / (2^-index + 2^(r-1)).
+ * index < 255 for rows 0 and 1, < 251 where rows >= 2 are used. */
+uint8_t rl_code_coefficient(unsigned row, unsigned index);
+
+/* Computes the np parity blocks blocks[nd..nd+np-1] from the data blocks blocks[0..nd-1], each `length` bytes (any length; fastest where
+ * length and addresses are multiples of 64). A data block that is NULL is all zeros. A parity block that is NULL is not wanted.
+ * 1 <= np <= RL_PARITY_MAX. Blocks must not overlap. */
+void rl_code_generate(const rl_kernel *kernel, unsigned nd, unsigned np, size_t length, void *const *blocks);
+
+/* parity[r] ^= coefficient(r, index) * (old ^ new) for each of the np parity blocks that is not NULL. old or new may be NULL: zeros. */
+void rl_code_update(const rl_kernel *kernel, unsigned index, unsigned np, size_t length, const void *old_data, const void *new_data,
+                    void *const *parity);
+
+/* Computes the `lost_count` blocks whose indices (ascending, data and parity alike) are in lost[] from the others. Among the rest,
+ * a NULL data block is all zeros and a NULL parity block is unknown and not used. Returns 0, or -EINVAL where fewer known
+ * parity blocks are left than data blocks are lost, or where an index is out of range or not ascending. */
+int rl_code_recover(const rl_kernel *kernel, unsigned nd, unsigned np, size_t length, void *const *blocks, unsigned lost_count,
+                    const uint16_t *lost);
+
+/* Which single block explains that the np >= 2 parities in stored[] differ from the recomputed ones in computed[]? Returns its index
+ * (0..nd-1 data, nd.. parity) if one and the same does for every byte that differs, -1 if nothing differs, -2 if no single one does. */
+int rl_code_locate(unsigned nd, unsigned np, size_t length, const void *const *stored, const void *const *computed);
+
+/* CRC-32C register update (reflected, polynomial 0x82F63B78), no inversion before or after. */
+uint32_t rl_crc32c(uint32_t seed, const void *data, size_t length);
+
+/* ---- Geometry (geometry.c: pure) ---------------------------------------------------------------------------------- */
+
+#define RL_SLOTS_MAX 256     /* slots of one array that this engine handles */
+#define RL_LEVEL_LINEAR -1  /* md's numbers; rs is our own */
+#define RL_LEVEL_RS 1919
+#define RL_COPIES_MAX 16
+
+/* Where a level's data lie. Fill the first part, then rl_geometry_init() checks it and fills the second. */
+struct rl_geometry {
+    int32_t level;
+    uint32_t layout;       /* md's number; rs: the number of parities; raid0: 1 original, 2 alternate, 0 not known */
+    uint32_t chunk_sectors; /* 0 for raid1 (and allowed for linear) */
+    uint32_t slots;        /* raid_disks */
+    uint64_t dev_sectors;  /* of each member, used by the array (superblock `size`); not used by linear and raid0 */
+    uint64_t length_sectors[RL_SLOTS_MAX]; /* linear, raid0: data of each member */
+    /* filled in by rl_geometry_init */
+    uint32_t parity;        /* parities in each stripe; 0: no parity level */
+    uint32_t data;          /* data chunks in each stripe: slots - parity */
+    uint32_t copies;        /* of each chunk: 1 but for raid1 and raid10 */
+    uint32_t near_copies, far_copies, far_set; /* raid10 */
+    uint32_t far_offset;    /* raid10: offset layout */
+    uint64_t stride_sectors; /* raid10: distance between the far copies on a member */
+    uint64_t used_sectors;  /* of each member that hold data (raid10: less than dev_sectors may be) */
+    uint64_t array_sectors; /* size of the array */
+};
+
+/* One place of one array sector. */
+struct rl_place {
+    uint32_t slot;
+    uint64_t sector; /* member sector, counted from the member's data_offset */
+};
+
+/* Returns 0, or -EINVAL with rl_last_error().text saying which number does not fit; -EOPNOTSUPP for a raid0 of unequal members whose layout is
+ * not known and for raid10 layouts that map two chunks to one place. */
+int rl_geometry_init(struct rl_geometry *g);
+
+/* Where array sector `sector` lies: fills places[0..copies-1] (the data's place first) and *run with the sectors that follow it contiguously in
+ * every place. Returns the number of places. sector < array_sectors. */
+int rl_geometry_locate(const struct rl_geometry *g, uint64_t sector, struct rl_place *places, uint64_t *run);
+
+/* The stripe's vector (parity levels): slot_of[i] is the slot of block i by the vector convention, data in the order of coefficients; -1 for a
+ * place that holds zeros by definition (DDF layouts). position[k] = index in the vector of the stripe's k-th data chunk (in array order).
+ * Returns nd, the number of data places in the vector (data, or slots for DDF layouts); parity follows at nd. */
+int rl_geometry_stripe(const struct rl_geometry *g, uint64_t stripe, int16_t *slot_of, uint16_t *position);
+
+/* The inverse for mirrored levels: which array sector has a copy at that member sector. -ENOENT: none (unused tail). */
+int rl_geometry_inverse(const struct rl_geometry *g, uint32_t slot, uint64_t member_sector, uint64_t *array_sector, uint64_t *run);
+
+/* 1 if all content can be read with exactly the slots for which present[slot] is non-zero, else 0. */
+int rl_geometry_enough(const struct rl_geometry *g, const uint8_t *present);
+
+/* 1 if slot holds parity only, in every stripe (RAID 4, parity-first/last, the -6 layouts). */
+int rl_geometry_parity_only(const struct rl_geometry *g, uint32_t slot);
+
+/* ---- Superblocks (format.c: pure) --------------------------------------------------------------------------------- */
+
+#define RL_SB_BYTES 4096
+#define RL_SB_DEVS_MAX 1920
+#define RL_SB90_DISKS 27
+#define RL_MD_MAGIC 0xa92b4efc
+#define RL_RS_MAGIC 0x31737272 /* "rrs1": md's shape, but no kernel takes it */
+#define RL_MAX_SECTOR 0xffffffffffffffff
+
+#define RL_ROLE_SPARE 0xffff
+#define RL_ROLE_FAULTY 0xfffe
+#define RL_ROLE_JOURNAL 0xfffd
+#define RL_ROLE_MAX 0xff00 /* regular roles are below */
+
+#define RL_FEATURE_BITMAP 1
+#define RL_FEATURE_RECOVERY 2
+#define RL_FEATURE_RESHAPE 4
+#define RL_FEATURE_BAD_BLOCKS 8
+#define RL_FEATURE_REPLACEMENT 16
+#define RL_FEATURE_BACKWARDS 32
+#define RL_FEATURE_NEW_OFFSET 64
+#define RL_FEATURE_RECOVERY_BITMAP 128
+#define RL_FEATURE_CLUSTERED 256
+#define RL_FEATURE_JOURNAL 512
+#define RL_FEATURE_PPL 1024
+#define RL_FEATURE_MULTIPLE_PPL 2048
+#define RL_FEATURE_RAID0_LAYOUT 4096
+#define RL_FEATURES_KNOWN 8191
+
+/* One disk descriptor of a 0.90 superblock. */
+struct rl_sb90_disk {
+    uint32_t number, major, minor, raid_disk, state; /* state: bit 0 faulty, 1 active, 2 sync, 3 removed, 9 write-mostly, 10 failfast */
+};
+
+/* A superblock of any version, decoded. Fields a version lacks are 0. md-format.md 1.2, 1.11. */
+struct rl_superblock {
+    uint32_t version; /* 90, 100, 101, 102: 0.90, 1.0, 1.1, 1.2 */
+    uint32_t magic;   /* RL_MD_MAGIC or RL_RS_MAGIC */
+    uint32_t feature_map; /* 0.90: RL_FEATURE_BITMAP and RL_FEATURE_RESHAPE are derived */
+    uint8_t set_uuid[16]; /* 0.90: the four words as mdadm prints them, big-endian each */
+    char set_name[36];    /* NUL-terminated */
+    uint64_t ctime_s, utime_s;
+    uint32_t ctime_us, utime_us;
+    int32_t level;
+    uint32_t layout;
+    uint64_t size_sectors;
+    uint32_t chunk_sectors;
+    uint32_t raid_disks;
+    int32_t bitmap_offset; /* sectors from the superblock; valid with RL_FEATURE_BITMAP */
+    int32_t ppl_offset;    /* sectors from the superblock; valid with a PPL feature */
+    uint32_t ppl_sectors;
+    int32_t new_level, delta_disks;
+    uint32_t new_layout, new_chunk_sectors;
+    int32_t new_offset;
+    uint64_t reshape_position;
+    uint64_t data_offset, data_size, super_offset;
+    uint64_t recovery_offset; /* RL_MAX_SECTOR unless RL_FEATURE_RECOVERY (or, a journal, its tail) */
+    uint32_t dev_number, corrected_reads;
+    uint8_t device_uuid[16];
+    uint8_t devflags; /* bit 0 write-mostly, bit 1 failfast */
+    uint8_t bblog_shift;
+    uint16_t bblog_sectors;
+    int32_t bblog_offset;
+    uint64_t events;
+    uint64_t resync_offset; /* RL_MAX_SECTOR: clean */
+    uint32_t checksum;      /* as stored (encode computes it anew) */
+    uint32_t logical_block_bytes;
+    uint32_t max_dev;
+    uint16_t dev_roles[RL_SB_DEVS_MAX]; /* by dev_number; 0.90: made from the descriptors */
+    /* 0.90 only */
+    uint32_t patch_version, md_minor, gvalid_words, state;
+    struct rl_sb90_disk disks[RL_SB90_DISKS], this_disk;
+};
+
+/* Sector at which a superblock of that version lies on a member of that size. RL_MAX_SECTOR if the member is too small. */
+uint64_t rl_superblock_sector(uint32_t version, uint64_t member_sectors);
+
+/* Decodes the RL_SB_BYTES of `block`, read at sector `at_sector` of a member of `member_sectors`, as a superblock of `version`.
+ * 0; -ENOENT no such superblock here (other magic, or a super_offset of another place); -EBADMSG wrong checksum; -EPROTONOSUPPORT a version, byte order or
+ * feature unknown to md; -EINVAL a field out of its range. The text names the field. Hostile input is safe. */
+int rl_superblock_decode(const void *block, uint32_t version, uint64_t at_sector, uint64_t member_sectors, struct rl_superblock *out);
+
+/* The RL_SB_BYTES to write at out->super_offset, checksum included. 0.90: `disks` and counts must be up to date: rl_superblock_set_roles does it. */
+void rl_superblock_encode(const struct rl_superblock *sb, void *block);
+
+/* Role of the member in its own superblock: dev_roles[dev_number], or RL_ROLE_SPARE. */
+uint16_t rl_superblock_role(const struct rl_superblock *sb);
+
+/* A bad-block log of `length` bytes -> entries {first sector, sectors} with absolute member sectors (md-format.md 1.9). Returns the number of entries
+ * (at most `max`), or -EINVAL for a malformed one. pairs holds 2 * max numbers. */
+int rl_badblocks_decode(const void *log, size_t length, unsigned shift, uint64_t *pairs, unsigned max);
+
+/* ---- Members (member.c) ------------------------------------------------------------------------------------------- */
+
+typedef struct rl_member rl_member;
+
+#define RL_MEMBER_READ_ONLY 1
+#define RL_MEMBER_DIRECT 2 /* the descriptor was opened with O_DIRECT: requests are aligned to block_bytes, memory too */
+
+/* A member on a file or block device. `path` is remembered for messages and for the heartbeat (may be NULL). Dead, with -ENODEV from
+ * every call, once the file was truncated, unlinked or replaced at its path. */
+int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out);
+/* A member in memory, zero-filled, sparse. */
+int rl_member_open_memory(uint64_t size_bytes, rl_member **out);
+
+/* A member implemented by the caller. pread and pwrite transfer all of length or fail with -errno; flush makes what was written
+ * durable. Called from any thread. The engine copies `ops`; `context` must live until close. */
+struct rl_member_callbacks {
+    uint32_t size_of;
+    int (*pread)(void *context, void *buffer, uint64_t length, uint64_t offset);
+    int (*pwrite)(void *context, const void *buffer, uint64_t length, uint64_t offset);
+    int (*flush)(void *context);
+};
+int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
+                             const char *name, rl_member **out);
+
+/* -EBUSY while an array uses it. NULL is a harmless no-op. */
+int rl_member_close(rl_member *member);
+uint64_t rl_member_size(const rl_member *member);
+uint32_t rl_member_block_bytes(const rl_member *member);
+#define RL_IO_DEVICE 1 /* read what the device holds, not what the page cache does */
+/* Whole request or failure. Any offset and length inside the member; a request past its end is -EINVAL. */
+int rl_member_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
+int rl_member_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset);
+int rl_member_flush(rl_member *member);
+/* The heartbeat: 0, or -ENODEV with the reason in words if the member is gone. */
+int rl_member_probe(rl_member *member);
+
+/* ---- Arrays (engine.c, stripe.c, metadata.c) ---------------------------------------------------------------------- */
+
+typedef struct rl_array rl_array;
+
+/* What a device is in an array. */
+#define RL_DEVICE_IN_SYNC 1
+#define RL_DEVICE_REBUILDING 2  /* in its slot, good below recovered_sectors */
+#define RL_DEVICE_REPLACEMENT 3 /* a second device of an occupied slot, good below recovered_sectors */
+#define RL_DEVICE_SPARE 4
+#define RL_DEVICE_FAULTY 5
+#define RL_DEVICE_REMOVED 6 /* its index is free; the member was let go */
+
+#define RL_ARRAY_READ_ONLY 1 /* nothing is ever written to a member, none is failed */
+
+struct rl_device_config {
+    rl_member *member; /* borrowed until the array is closed or the device removed */
+    uint32_t state;
+    int32_t slot; /* -1 for a spare */
+    const struct rl_superblock *superblock; /* its own; copied */
+    const uint64_t *bad_blocks; /* pairs {first sector, sectors}, absolute, sorted; copied */
+    uint32_t bad_block_count;
+    uint64_t recovered_sectors; /* RL_DEVICE_REBUILDING, _REPLACEMENT */
+};
+
+struct rl_array_config {
+    uint32_t size_of;
+    uint32_t flags;
+    struct rl_geometry geometry;  /* initialised */
+    struct rl_superblock superblock; /* the freshest member's: the array-wide fields are taken from it */
+    uint32_t device_count;
+    uint32_t safe_mode_ms;        /* idle time after which the array is marked clean; 0: 200 */
+    const struct rl_device_config *devices;
+    uint64_t (*clock_ns)(void *context); /* monotonic time; NULL: CLOCK_MONOTONIC */
+    uint64_t (*wall_ns)(void *context);  /* time of day, for utime; NULL: CLOCK_REALTIME */
+    void *clock_context;
+    const char *kernel;           /* name of a parity kernel; NULL: the fastest */
+};
+
+/* Opens an array out of devices that the caller has judged (assembly.py): no policy here. Writes nothing. The engine refuses what it could not
+ * serve right: -EINVAL (slots used twice, a member smaller than its superblock says), -ENODEV where the content cannot be read. */
+int rl_array_open(const struct rl_array_config *config, rl_array **out);
+
+/* Marks it clean (rw), lets the members go. -EBUSY while a sync handle or a call lives. Whatever it returns but -EBUSY, the handle is gone; < 0 says that
+ * the clean mark or the last flush failed. NULL is a no-op. */
+int rl_array_close(rl_array *array);
+
+uint64_t rl_array_size(const rl_array *array);        /* bytes */
+uint32_t rl_array_block_bytes(const rl_array *array); /* requests aligned to it need no read of their edges */
+
+/* Whole request or failure; any byte range inside the array. -EIO: more is lost than the level bears, or read errors on too many members;
+ * -EROFS; -ENOSPC: a member's file system is full (no member is failed for it); -EINVAL: past the end. */
+int rl_array_pread(rl_array *array, void *buffer, uint64_t length, uint64_t offset);
+#define RL_BUFFER_STABLE 1 /* the buffer cannot change during the call: no copy is needed */
+int rl_array_pwrite(rl_array *array, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
+/* Everything acknowledged before is on stable storage of every member in use. A member whose flush fails is failed. */
+int rl_array_flush(rl_array *array);
+/* The range reads as zeros afterwards. */
+int rl_array_zero(rl_array *array, uint64_t length, uint64_t offset);
+
+/* Fails a device: it is out, and the survivors' superblocks say so, before the call returns. -EBUSY if content would be lost by it. */
+int rl_array_fail(rl_array *array, uint32_t device);
+/* Lets go of a faulty device or a spare: its index becomes RL_DEVICE_REMOVED. -EBUSY for one in use. */
+int rl_array_remove(rl_array *array, uint32_t device);
+/* Takes a new member in as a spare, writes its superblock (data_offset and data_size as given in `superblock`; the array-wide fields and its dev_number are filled
+ * in here). *device: its index. -ENOSPC if the member is too small. */
+int rl_array_add(rl_array *array, rl_member *member, const struct rl_superblock *superblock, uint32_t *device);
+/* Gives spare `device` the first empty slot; it is then RL_DEVICE_REBUILDING from 0. -ENOENT: no slot is empty. */
+int rl_array_activate_spare(rl_array *array, uint32_t device);
+
+#define RL_STATE_CLEAN 1    /* no write is open; parity and copies agree */
+#define RL_STATE_ACTIVE 2   /* writes may be open, or a resync is due */
+#define RL_STATE_FAILED 4   /* more is lost than the level bears */
+#define RL_STATE_READ_ONLY 8
+
+struct rl_array_status {
+    uint32_t state;         /* RL_STATE_* bits */
+    uint32_t device_count;  /* indices in use, removed ones included */
+    uint32_t slots_in_sync;
+    uint32_t slots_missing; /* empty or not in sync */
+    uint32_t lost_more;     /* how many further slots may be lost without loss of content, whichever they are */
+    uint64_t events;
+    uint64_t resync_sectors; /* parity and copies agree below it; RL_MAX_SECTOR: everywhere */
+    uint64_t mismatch_count; /* of the last check or repair: 512-byte sectors, as md counts */
+    uint64_t corrected_reads;
+    uint64_t reads, writes, read_bytes, written_bytes; /* requests since open */
+};
+void rl_array_status(rl_array *array, struct rl_array_status *out);
+
+struct rl_device_status {
+    uint32_t state;
+    int32_t slot;
+    uint32_t dev_number;
+    uint64_t recovered_sectors;
+    uint64_t read_errors, corrected_reads;
+    uint64_t bad_block_count;
+    char reason[160]; /* why it is faulty */
+};
+int rl_array_device(rl_array *array, uint32_t device, struct rl_device_status *out);
+/* The superblock as it would be written now. */
+int rl_array_superblock(rl_array *array, uint32_t device, struct rl_superblock *out);
+
+/* ---- Service, events (service.c) ---------------------------------------------------------------------------------- */
+
+/* What belongs to no request: marks the idle array clean, heartbeats the members. Runs on the owner's thread until rl_array_stop(). */
+int rl_array_run(rl_array *array);
+/* Makes rl_array_run and rl_event_wait return; they return at once from then on. */
+void rl_array_stop(rl_array *array);
+/* One round of the same work, for owners with a loop (or a clock) of their own: does what is due, returns ms until the next is due. */
+int rl_array_service(rl_array *array);
+
+#define RL_EVENT_FAIL 1
+#define RL_EVENT_SPARE_ACTIVE 2
+#define RL_EVENT_SYNC_STARTED 3
+#define RL_EVENT_SYNC_FINISHED 4
+#define RL_EVENT_READ_CORRECTED 5
+#define RL_EVENT_NO_SPACE 6
+#define RL_EVENT_ADDED 7
+#define RL_EVENT_REMOVED 8
+struct rl_event {
+    uint32_t kind;
+    int32_t device, slot;
+    uint64_t offset;
+    uint64_t time_ns; /* wall clock */
+    char text[160];
+};
+/* The oldest event not yet fetched. 1: one was given; 0: timeout; -ESHUTDOWN after rl_array_stop. The queue holds 256, older ones go. */
+int rl_event_wait(rl_array *array, struct rl_event *out, int timeout_ms);
+
+/* ---- Sync jobs (sync.c) ------------------------------------------------------------------------------------------- */
+
+typedef struct rl_sync rl_sync;
+#define RL_SYNC_RECOVER 1 /* fill every REBUILDING and REPLACEMENT device, from its checkpoint */
+#define RL_SYNC_RESYNC 2  /* make parity and copies agree, from resync_sectors on */
+#define RL_SYNC_CHECK 3   /* count mismatches */
+#define RL_SYNC_REPAIR 4  /* and mend them */
+
+#define RL_SYNC_IDLE 0
+#define RL_SYNC_RUNNING 1
+#define RL_SYNC_PAUSED 2
+#define RL_SYNC_DONE 3
+#define RL_SYNC_CANCELLED 4
+#define RL_SYNC_FAILED 5
+
+struct rl_sync_progress {
+    uint32_t kind, state;
+    uint64_t done_bytes, total_bytes; /* of each member */
+    uint64_t mismatch_count;          /* sectors */
+    uint64_t elapsed_ns;
+    int32_t result; /* -errno once FAILED */
+};
+/* A mismatch that was found. slot: the member that lies, where the code can tell; else -1. */
+struct rl_mismatch {
+    uint64_t sector, sectors; /* parity levels: member sectors; mirrors: array sectors */
+    int32_t slot;
+    uint32_t repaired; /* 1: rewritten */
+};
+#define RL_MISMATCHES_MAX 4096 /* kept per job; more are counted only */
+
+/* -EBUSY if a job runs on the array already. -EROFS for all kinds but CHECK on a read-only array. */
+int rl_sync_new(rl_array *array, uint32_t kind, rl_sync **out);
+/* Works on the calling thread until done, cancelled (-ECANCELED) or failed. Checkpoints as md does, so that a later job goes on there. */
+int rl_sync_run(rl_sync *sync);
+/* Any thread, any time between new and free. */
+void rl_sync_pause(rl_sync *sync, int paused);
+void rl_sync_cancel(rl_sync *sync);
+/* Bytes a second of each member: at least min while users' I/O goes on, at most max. 0: no limit. */
+void rl_sync_speed(rl_sync *sync, uint64_t min_bytes_per_s, uint64_t max_bytes_per_s);
+void rl_sync_progress(const rl_sync *sync, struct rl_sync_progress *out);
+unsigned rl_sync_mismatches(rl_sync *sync, struct rl_mismatch *out, unsigned first, unsigned count);
+void rl_sync_free(rl_sync *sync);
+
+/* ---- Doors -------------------------------------------------------------------------------------------------------- */
+
+/* The table of block operations that doors (FUSE, NBD) use on a handle. Same contracts as rl_array_*. */
+struct rl_block_ops {
+    uint32_t size_of;
+    uint32_t version; /* 1 */
+    int (*pread)(void *handle, void *buffer, uint64_t length, uint64_t offset);
+    int (*pwrite)(void *handle, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
+    int (*flush)(void *handle);
+    int (*zero)(void *handle, uint64_t length, uint64_t offset);
+    uint64_t (*size)(void *handle);
+    uint32_t (*block_bytes)(void *handle);
+};
+const struct rl_block_ops *rl_array_block_ops(void);
+
+/* CDEF-END */
+
+#endif

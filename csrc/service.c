@@ -1,0 +1,117 @@
+/* service.c: what belongs to no request, on one thread of the owner: the array goes clean after idle time, members are looked after, events are handed out.
+ */
+#include "internal.h"
+
+#include <time.h>
+
+#define PROBE_NS 1000000000u /* a heartbeat of every member each second */
+
+/* Flushes beside the users first, so that the flush under the exclusive lock finds little to do. */
+static int go_clean_if_idle(rl_array *a)
+{
+    struct request rq = {.a = a};
+    uint64_t idle = a->clock_ns(a->clock_context) - atomic_load(&a->last_write_ns), sequence = atomic_load(&a->write_sequence);
+    uint64_t due = a->safe_mode_ms * 1000000ull;
+    bool redundant = a->g.parity || a->g.copies > 1;
+    if (!redundant || !atomic_load(&a->active) || atomic_load(&a->broken) || a->flags & RL_ARRAY_READ_ONLY)
+        return (int)a->safe_mode_ms;
+    if (idle < due)
+        return (int)((due - idle) / 1000000u + 1);
+    pthread_rwlock_rdlock(&a->config);
+    rl_flush_devices(a, &rq);
+    pthread_rwlock_unlock(&a->config);
+    if (rq.failed_count) {
+        (void)rl_request_settle(&rq); /* recorded, or the array is broken and its writers will be told */
+        return 1;
+    }
+    pthread_rwlock_wrlock(&a->config);
+    if (atomic_load(&a->write_sequence) == sequence)
+        (void)rl_metadata_set_clean(a); /* if that fails the array stays active, and the next round tries again */
+    pthread_rwlock_unlock(&a->config);
+    return (int)a->safe_mode_ms;
+}
+
+static void probe_members(rl_array *a)
+{
+    struct request rq = {.a = a};
+    pthread_rwlock_rdlock(&a->config);
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        int rc = d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED ? 0 : rl_member_probe(d->member);
+        if (rc)
+            rl_request_failed(&rq, i, rc);
+    }
+    pthread_rwlock_unlock(&a->config);
+    (void)rl_request_settle(&rq); /* as above */
+}
+
+int rl_array_service(rl_array *a)
+{
+    int rc = rl_enter(a, "rl_array_service");
+    if (rc)
+        return rc;
+    uint64_t now = a->clock_ns(a->clock_context);
+    if (now >= a->next_probe_ns) {
+        probe_members(a);
+        a->next_probe_ns = now + PROBE_NS;
+    }
+    int clean_ms = go_clean_if_idle(a);
+    now = a->clock_ns(a->clock_context);
+    uint64_t probe_ms = a->next_probe_ns > now ? (a->next_probe_ns - now) / 1000000u + 1 : 1;
+    return (int)rl_min((uint64_t)clean_ms, probe_ms);
+}
+
+static void after(struct timespec *until, int ms)
+{
+    clock_gettime(CLOCK_MONOTONIC, until);
+    uint64_t ns = (uint64_t)until->tv_nsec + (uint64_t)ms * 1000000u;
+    until->tv_sec += (time_t)(ns / 1000000000u);
+    until->tv_nsec = (long)(ns % 1000000000u);
+}
+
+int rl_array_run(rl_array *a)
+{
+    for (bool stopped = false; !stopped;) {
+        struct timespec until;
+        int ms = rl_array_service(a);
+        if (ms < 0)
+            return ms;
+        after(&until, ms);
+        pthread_mutex_lock(&a->events_lock);
+        int waited = 0;
+        while (!a->stopped && waited == 0)
+            waited = pthread_cond_timedwait(&a->events_cond, &a->events_lock, &until);
+        stopped = a->stopped;
+        pthread_mutex_unlock(&a->events_lock);
+    }
+    return 0;
+}
+
+void rl_array_stop(rl_array *a)
+{
+    pthread_mutex_lock(&a->events_lock);
+    a->stopped = true;
+    pthread_cond_broadcast(&a->events_cond);
+    pthread_mutex_unlock(&a->events_lock);
+}
+
+int rl_event_wait(rl_array *a, struct rl_event *out, int timeout_ms)
+{
+    struct timespec until;
+    int rc = rl_enter(a, "rl_event_wait");
+    if (rc)
+        return rc;
+    after(&until, timeout_ms);
+    pthread_mutex_lock(&a->events_lock);
+    int waited = 0;
+    while (a->event_head == a->event_tail && !a->stopped && waited == 0)
+        waited = pthread_cond_timedwait(&a->events_cond, &a->events_lock, &until);
+    if (a->event_head != a->event_tail) {
+        *out = a->events[a->event_tail++ % RL_EVENTS_MAX];
+        rc = 1;
+    } else if (a->stopped) {
+        rc = -ESHUTDOWN;
+    }
+    pthread_mutex_unlock(&a->events_lock);
+    return rc;
+}

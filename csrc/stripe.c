@@ -1,0 +1,622 @@
+/* stripe.c: levels with parity, and the I/O calls of the API, which share the work out.
+ *
+ * A write is cut into rectangles: some whole data chunks of one stripe, or a part of one; at most RL_SLICE_BYTES high. Each is done under the stripe's lock:
+ *
+ *   look ──► read what is needed (rl_stripe_fetch) ──► compute all new parity in memory ──► write data and parity at once ──► judge
+ *              │ a member died: nothing was written yet; settle, once more without it          │ a member died: the others hold all that is needed to
+ *              ▼                                                                               ▼ compute its block; settle, then acknowledge (I1)
+ *
+ *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
+ *   I8  The blocks of an unusable member above its `recovered` point are never written: the rebuild will, under the same lock.
+ *   I9  Where parity is not known to be in sync (above `resync`), it is recomputed from the data, never updated.
+ */
+#include "internal.h"
+
+#define STRIP_BYTES 16384u /* copied and computed on while in the first-level cache */
+
+pthread_mutex_t *rl_stripe_lock(rl_array *a, uint64_t number)
+{
+    return &a->stripe_lock[number % RL_STRIPE_LOCKS];
+}
+
+void rl_stripe_look(const rl_array *a, uint64_t number, struct stripe *st)
+{
+    st->number = number;
+    st->np = a->g.parity;
+    st->nd = (unsigned)rl_geometry_stripe(&a->g, number, st->slot_of, st->position);
+}
+
+static uint64_t stripe_sector(const rl_array *a, const struct stripe *st, uint64_t low)
+{
+    return st->number * a->g.chunk_sectors + low / RL_SECTOR;
+}
+
+/* ---- shared with mirror.c ----------------------------------------------------------------------------------------- */
+
+void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, uint64_t offset)
+{
+    rl_array *a = rq->a;
+    struct device *d = a->devices[device];
+    _Alignas(RL_BUFFER_ALIGN) char back[RL_BUFFER_ALIGN];
+    RL_ASSERT(length <= sizeof back);
+    atomic_fetch_add(&d->read_errors, 1);
+    if (a->flags & RL_ARRAY_READ_ONLY) /* I6 */
+        return;
+    struct rl_io io = rl_device_io(a, device, RL_OP_WRITE, good, offset, length);
+    rl_io_run(&io, 1);
+    if (io.result == 0) {
+        io = rl_device_io(a, device, RL_OP_READ, back, offset, length);
+        io.flags = RL_IO_DEVICE;
+        rl_io_run(&io, 1);
+    }
+    if (io.result || memcmp(back, good, length) != 0) {
+        rl_request_failed(rq, device, io.result ? io.result : -EIO);
+        return;
+    }
+    atomic_fetch_add(&d->corrected_reads, length / RL_SECTOR);
+    atomic_fetch_add(&a->corrected_reads, length / RL_SECTOR);
+    rl_event_post(a, RL_EVENT_READ_CORRECTED, (int32_t)device, offset, "an unreadable block was rewritten from the redundancy");
+}
+
+int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count, uint64_t resync_sector)
+{
+    rl_array *a = rq->a;
+    unsigned written = 0;
+    bool no_space = false;
+    for (unsigned i = 0; i < count; i++) {
+        written += ios[i].result == 0;
+        if (rl_is_space_error(ios[i].result))
+            no_space = true;
+        else if (ios[i].result)
+            rl_request_failed(rq, ios[i].device, ios[i].result);
+    }
+    if (no_space) {
+        /* not the member's fault: the stripe may be half written, and a resync from here will mend it */
+        uint64_t resync = atomic_load(&a->resync);
+        bool redundant = a->g.parity || a->g.copies > 1;
+        while (redundant && resync > resync_sector && !atomic_compare_exchange_weak(&a->resync, &resync, resync_sector))
+            ;
+        rl_event_post(a, RL_EVENT_NO_SPACE, -1, 0, "a member's file system is full");
+        return rl_fail(ENOSPC, "rl_array_pwrite", -1, 0, "no space is left under a member; no member was failed for it");
+    }
+    if (written == 0)
+        return rl_fail(EIO, "rl_array_pwrite", -1, 0, "no member took the write");
+    return 0;
+}
+
+/* ---- fetch: blocks of a stripe, from the members or by the code --------------------------------------------------- */
+
+struct fetch {
+    const struct stripe *st;
+    struct workspace *w;
+    uint64_t low, length, at; /* bytes in the chunk; where in the workspace's blocks they go */
+    const uint8_t *want;
+    uint8_t io_flags;
+    uint8_t have[RL_VECTOR_MAX], gone[RL_VECTOR_MAX], unreadable[RL_VECTOR_MAX], need[RL_VECTOR_MAX];
+    bool decode;
+};
+
+/* Which blocks must be read: the wanted ones, or with one of them gone all that the code needs. */
+static int fetch_plan(const rl_array *a, struct fetch *f)
+{
+    unsigned n = f->st->nd + f->st->np, lost = 0, parities = 0;
+    f->decode = false;
+    for (unsigned i = 0; i < n; i++) {
+        f->need[i] = f->want[i] && f->st->slot_of[i] >= 0;
+        f->decode |= f->need[i] && f->gone[i];
+        lost += i < f->st->nd && f->gone[i];
+    }
+    for (unsigned i = 0; f->decode && i < n; i++) {
+        bool parity = i >= f->st->nd;
+        if (!f->gone[i] && f->st->slot_of[i] >= 0 && (!parity || parities < lost))
+            f->need[i] = 1;
+        parities += parity && !f->gone[i];
+    }
+    if (f->decode && parities < lost)
+        return rl_fail(EIO, "rl_array", -1, stripe_sector(a, f->st, f->low) * RL_SECTOR,
+                       "stripe %llu: %u data blocks cannot be read, and %u parities are left to compute them from", (unsigned long long)f->st->number, lost,
+                       parities);
+    return 0;
+}
+
+/* Reads what is needed and not there yet. 1: something failed, plan anew; -EAGAIN: part of it cannot be read, go block by block. */
+static int fetch_read(struct request *rq, struct fetch *f)
+{
+    rl_array *a = rq->a;
+    unsigned count = 0, failures = 0;
+    uint64_t sector = stripe_sector(a, f->st, f->low);
+    for (unsigned i = 0; i < f->st->nd + f->st->np; i++) {
+        if (!f->need[i] || f->have[i] || f->gone[i])
+            continue;
+        int device = rl_device_for_read(a, (uint32_t)f->st->slot_of[i], sector, f->length / RL_SECTOR);
+        char *block = rl_workspace_block(f->w, &f->w->block[i]);
+        if (!block)
+            return rl_fail(ENOMEM, "rl_array", -1, 0, "no memory");
+        RL_ASSERT(device >= 0);
+        f->w->io[count] = rl_device_io(a, (uint32_t)device, RL_OP_READ, block + f->at, sector * RL_SECTOR, f->length);
+        f->w->io[count].flags = f->io_flags;
+        f->w->io[count++].tag = (uint16_t)i;
+    }
+    rl_io_run(f->w->io, count);
+    for (unsigned j = 0; j < count; j++) {
+        const struct rl_io *io = &f->w->io[j];
+        f->have[io->tag] = io->result == 0;
+        if (io->result == 0)
+            continue;
+        failures++;
+        f->gone[io->tag] = 1;
+        if (io->result == -ENODEV)
+            rl_request_failed(rq, io->device, io->result);
+        else if (f->length > a->block_bytes)
+            return -EAGAIN;
+        else
+            f->unreadable[io->tag] = 1;
+    }
+    return failures > 0;
+}
+
+static int fetch_decode(const rl_array *a, struct fetch *f)
+{
+    void *blocks[RL_VECTOR_MAX];
+    uint16_t lost[RL_VECTOR_MAX];
+    unsigned lost_count = 0, nd = f->st->nd;
+    for (unsigned i = 0; i < nd + f->st->np; i++) {
+        bool parity = i >= nd, wanted = f->want[i] || f->unreadable[i];
+        bool compute = f->st->slot_of[i] >= 0 && f->gone[i] && (!parity || wanted);
+        char *block = compute ? rl_workspace_block(f->w, &f->w->block[i]) : f->w->block[i];
+        if (compute && !block)
+            return rl_fail(ENOMEM, "rl_array", -1, 0, "no memory");
+        blocks[i] = compute || f->have[i] ? block + f->at : NULL;
+        if (compute)
+            lost[lost_count++] = (uint16_t)i;
+    }
+    int rc = rl_code_recover(a->kernel, nd, f->st->np, f->length, blocks, lost_count, lost);
+    return rc ? rl_fail(EIO, "rl_array", -1, 0, "stripe %llu cannot be reconstructed", (unsigned long long)f->st->number) : 0;
+}
+
+static int fetch_once(struct request *rq, struct fetch *f)
+{
+    rl_array *a = rq->a;
+    uint64_t sector = stripe_sector(a, f->st, f->low);
+    unsigned n = f->st->nd + f->st->np;
+    memset(f->have, 0, sizeof f->have);
+    memset(f->unreadable, 0, sizeof f->unreadable);
+    for (unsigned i = 0; i < n; i++)
+        f->gone[i] = f->st->slot_of[i] >= 0 && rl_device_for_read(a, (uint32_t)f->st->slot_of[i], sector, f->length / RL_SECTOR) < 0;
+    int rc = 1;
+    while (rc > 0) {
+        rc = fetch_plan(a, f);
+        rc = rc ? rc : fetch_read(rq, f);
+    }
+    if (rc == 0 && f->decode)
+        rc = fetch_decode(a, f);
+    for (unsigned i = 0; rc == 0 && i < n; i++) {
+        int device = f->unreadable[i] ? rl_device_for_read(a, (uint32_t)f->st->slot_of[i], sector, f->length / RL_SECTOR) : -1;
+        if (device >= 0)
+            rl_heal(rq, (uint32_t)device, (char *)f->w->block[i] + f->at, f->length, sector * RL_SECTOR);
+    }
+    return rc;
+}
+
+int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at, const uint8_t *want,
+                    uint8_t io_flags)
+{
+    struct fetch f = {.st = st, .w = w, .want = want, .io_flags = io_flags};
+    for (uint64_t done = 0; done < length; done += f.length) {
+        f.low = low + done;
+        f.at = at + done;
+        f.length = rl_uniform_run(rq->a, stripe_sector(rq->a, st, f.low), (length - done) / RL_SECTOR) * RL_SECTOR;
+        int rc = fetch_once(rq, &f);
+        if (rc == -EAGAIN) {
+            f.length = rq->a->block_bytes;
+            rc = fetch_once(rq, &f);
+        }
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
+{
+    rl_array *a = rq->a;
+    uint64_t chunk_bytes = (uint64_t)a->g.chunk_sectors * RL_SECTOR, chunk = offset / chunk_bytes, start = offset % chunk_bytes;
+    struct stripe st;
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    struct workspace *w = rl_workspace_get(a);
+    if (!w)
+        return rl_fail(ENOMEM, "rl_array_pread", -1, offset, "no memory");
+    rl_stripe_look(a, chunk / a->g.data, &st);
+    unsigned index = st.position[chunk % a->g.data];
+    want[index] = 1;
+    int rc = 0;
+    pthread_mutex_lock(rl_stripe_lock(a, st.number));
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        uint64_t low = rl_round_down(start + done, a->block_bytes);
+        uint64_t high = rl_min(rl_round_up(start + length, a->block_bytes), low + RL_SLICE_BYTES);
+        rc = rl_stripe_fetch(rq, &st, w, low, high - low, 0, want, 0);
+        step = rl_min(high - (start + done), length - done);
+        if (rc == 0)
+            memcpy((char *)buffer + done, (char *)w->block[index] + (start + done - low), step);
+    }
+    pthread_mutex_unlock(rl_stripe_lock(a, st.number));
+    rl_workspace_put(a, w);
+    return rc;
+}
+
+/* ---- write -------------------------------------------------------------------------------------------------------- */
+
+struct rect {
+    struct stripe st;
+    unsigned first, columns;  /* data chunks, in array order */
+    uint64_t low, high;       /* the caller's bytes in each chunk */
+    uint64_t from, to;        /* the same, rounded out to blocks */
+    const char *source;       /* of the first column; the next is a chunk further */
+    uint64_t chunk_bytes;
+    bool stable, edges;       /* edges: from or to differ: old bytes must be kept */
+    uint8_t touched[RL_VECTOR_MAX], live[RL_VECTOR_MAX];
+    const char *source_of[RL_VECTOR_MAX];
+    const void *final[RL_VECTOR_MAX]; /* what will be written */
+};
+
+static int rect_look(const rl_array *a, struct rect *r)
+{
+    unsigned lost = 0, parities = 0;
+    uint64_t sector = stripe_sector(a, &r->st, r->from), sectors = (r->to - r->from) / RL_SECTOR;
+    memset(r->touched, 0, sizeof r->touched);
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        r->live[i] = r->st.slot_of[i] >= 0 && rl_device_for_read(a, (uint32_t)r->st.slot_of[i], sector, sectors) >= 0;
+        lost += i < r->st.nd && r->st.slot_of[i] >= 0 && !r->live[i];
+        parities += i >= r->st.nd && r->live[i];
+    }
+    for (unsigned j = 0; j < r->columns; j++) {
+        unsigned i = r->st.position[r->first + j];
+        r->touched[i] = 1;
+        r->source_of[i] = r->source + j * r->chunk_bytes;
+    }
+    if (lost > parities)
+        return rl_fail(EIO, "rl_array_pwrite", -1, sector * RL_SECTOR, "more members are missing than the level bears");
+    return 0;
+}
+
+/* Which way reads less: the old data and parity (update), or all the other data (recompute)? */
+static bool rect_updates(const rl_array *a, const struct rect *r)
+{
+    unsigned parities = 0, update = r->columns, recompute = 0;
+    bool touched_lost = false, other_lost = false;
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        if (r->st.slot_of[i] < 0)
+            continue;
+        touched_lost |= r->touched[i] && !r->live[i];
+        other_lost |= (!r->touched[i] || r->edges) && !r->live[i];
+        recompute += !r->touched[i] || r->edges;
+    }
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++)
+        parities += r->live[i];
+    if (parities == 0)
+        return true; /* nothing to keep true */
+    uint64_t end = stripe_sector(a, &r->st, r->to);
+    if (touched_lost || end > atomic_load(&a->resync)) /* I9 */
+        return false;
+    return other_lost || update + parities < recompute;
+}
+
+/* Old data and parity in, new ones out, in place; strip by strip, so that the caller's bytes are read once. */
+static int rect_update(struct request *rq, struct workspace *w, struct rect *r)
+{
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    void *parity[RL_PARITY_MAX] = {0};
+    unsigned parities = 0;
+    for (unsigned p = 0; p < r->st.np; p++)
+        parities += want[r->st.nd + p] = r->live[r->st.nd + p];
+    for (unsigned i = 0; i < r->st.nd; i++)
+        want[i] = r->touched[i] && (parities || r->edges);
+    int rc = rl_stripe_fetch(rq, &r->st, w, r->from, r->to - r->from, 0, want, 0);
+    char *scratch = rl_workspace_block(w, &w->fresh[0]);
+    if (rc || !scratch)
+        return rc ? rc : rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+    bool in_place = !r->edges && r->stable;
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        if (!r->touched[i])
+            continue;
+        char *old_data = rl_workspace_block(w, &w->block[i]);
+        if (!old_data)
+            return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        for (uint64_t at = r->low - r->from, step = 0; at < r->high - r->from; at += step) {
+            const char *source = r->source_of[i] + (at - (r->low - r->from));
+            step = rl_min(STRIP_BYTES, r->high - r->from - at);
+            if (!in_place)
+                source = memcpy(scratch, source, step);
+            for (unsigned p = 0; p < r->st.np; p++)
+                parity[p] = r->live[r->st.nd + p] ? (char *)w->block[r->st.nd + p] + at : NULL;
+            if (parities)
+                rl_code_update(rq->a->kernel, i, r->st.np, step, old_data + at, source, parity);
+            if (!in_place)
+                memcpy(old_data + at, source, step);
+        }
+        r->final[i] = in_place ? r->source_of[i] : old_data;
+    }
+    for (unsigned p = 0; p < r->st.np; p++)
+        r->final[r->st.nd + p] = w->block[r->st.nd + p];
+    return 0;
+}
+
+/* All data of the rectangle in memory, parity anew; strip by strip as above. */
+static int rect_recompute(struct request *rq, struct workspace *w, struct rect *r)
+{
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    void *blocks[RL_VECTOR_MAX];
+    unsigned nd = r->st.nd, np = r->st.np;
+    bool in_place = !r->edges && r->stable;
+    for (unsigned i = 0; i < nd; i++)
+        want[i] = !r->touched[i] || r->edges;
+    int rc = rl_stripe_fetch(rq, &r->st, w, r->from, r->to - r->from, 0, want, 0);
+    if (rc)
+        return rc;
+    for (unsigned i = 0; i < nd + np; i++) {
+        void **own = i < nd ? &w->block[i] : &w->fresh[i - nd];
+        bool used = i < nd ? r->st.slot_of[i] >= 0 && !(r->touched[i] && in_place) : r->live[i];
+        r->final[i] = used ? rl_workspace_block(w, own) : i < nd && r->touched[i] ? r->source_of[i] : NULL;
+        if (used && !r->final[i])
+            return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+    }
+    uint64_t shift = r->low - r->from;
+    for (unsigned i = 0; i < nd && r->edges; i++) {
+        if (r->touched[i])
+            memcpy((char *)w->block[i] + shift, r->source_of[i], r->high - r->low);
+    }
+    for (uint64_t at = 0, step = 0; at < r->to - r->from; at += step) {
+        step = rl_min(STRIP_BYTES, r->to - r->from - at);
+        for (unsigned i = 0; i < nd + np; i++) {
+            if (i < nd && r->touched[i] && !r->edges && !in_place)
+                memcpy((char *)w->block[i] + at, r->source_of[i] + at, step);
+            blocks[i] = r->final[i] ? (char *)(uintptr_t)r->final[i] + at : NULL;
+        }
+        rl_code_generate(rq->a->kernel, nd, np, step, blocks);
+    }
+    return 0;
+}
+
+static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct rect *r)
+{
+    unsigned n = 0;
+    uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        if (!r->live[i] || (i < r->st.nd && !r->touched[i]))
+            continue;
+        int32_t devices[2] = {a->slot_device[r->st.slot_of[i]], a->replacement[r->st.slot_of[i]]};
+        for (unsigned j = 0; j < 2; j++) {
+            if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR)) /* I8 */
+                w->io[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
+        }
+    }
+    return n;
+}
+
+static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
+{
+    rl_array *a = rq->a;
+    int rc = rect_look(a, r);
+    if (rc == 0)
+        rc = rect_updates(a, r) ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
+    if (rc || rq->failed_count) /* I7: nothing was written yet */
+        return rc;
+    unsigned n = rect_writes(a, w, r);
+    rl_io_run(w->io, n);
+    return rl_judge_writes(rq, w->io, n, stripe_sector(a, &r->st, r->from));
+}
+
+int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable)
+{
+    rl_array *a = rq->a;
+    uint64_t chunk_bytes = (uint64_t)a->g.chunk_sectors * RL_SECTOR, chunk = offset / chunk_bytes, start = offset % chunk_bytes;
+    struct rect r = {.first = (unsigned)(chunk % a->g.data), .columns = 1, .source = buffer, .chunk_bytes = chunk_bytes, .stable = stable};
+    uint64_t whole = rl_min(length / chunk_bytes, a->g.data - r.first);
+    rl_stripe_look(a, chunk / a->g.data, &r.st);
+    r.low = start;
+    r.high = rl_min(start + length, chunk_bytes);
+    if (start == 0 && whole > 0) {
+        r.columns = (unsigned)whole;
+        r.high = chunk_bytes;
+    }
+    int rc = 0;
+    uint64_t total = r.columns * (r.high - r.low), end = r.high;
+    pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
+    /* from top to bottom in slices; all of them before the piece counts as done */
+    for (r.high = r.low; rc == 0 && r.high < end;) {
+        r.source += r.high - r.low;
+        r.low = r.high;
+        r.from = rl_round_down(r.low, a->block_bytes);
+        uint64_t sectors = rl_uniform_run(a, stripe_sector(a, &r.st, r.from), RL_SLICE_BYTES / RL_SECTOR);
+        r.high = rl_min(end, r.from + sectors * RL_SECTOR);
+        r.to = rl_round_up(r.high, a->block_bytes);
+        r.edges = r.from != r.low || r.to != r.high;
+        rc = rect_write(rq, w, &r);
+        if (rc == 0 && rq->failed_count)
+            total = 0; /* settle, then the whole piece once more: writing the same again is harmless */
+        if (total == 0)
+            break;
+    }
+    pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
+    return rc ? rc : (int64_t)total;
+}
+
+/* ---- the I/O calls of the API ------------------------------------------------------------------------------------- */
+
+#define BATCH_MAX 64u
+
+static int check_range(const rl_array *a, const char *call, uint64_t length, uint64_t offset)
+{
+    uint64_t size = rl_array_size(a);
+    int rc = rl_enter(a, call);
+    if (rc == 0 && (offset > size || length > size - offset))
+        return rl_fail(EINVAL, call, -1, offset, "%llu bytes at %llu are not inside the array, which has %llu", (unsigned long long)length,
+                       (unsigned long long)offset, (unsigned long long)size);
+    return rc;
+}
+
+/* The device that serves a segment best: for copies, each in turn for a stretch, write-mostly ones last. -1: only the slow way can. */
+static int choose_device(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t sectors, uint64_t offset, uint64_t *sector)
+{
+    int fallback = -1;
+    unsigned turn = count > 1 ? (unsigned)((offset >> 20) % count) : 0;
+    for (unsigned j = 0; j < count; j++) {
+        const struct rl_place *p = &places[(turn + j) % count];
+        int device = rl_device_for_read(a, p->slot, p->sector, sectors);
+        if (device < 0)
+            continue;
+        bool write_mostly = a->devices[device]->sb.devflags & 1;
+        if (!write_mostly || fallback < 0)
+            *sector = p->sector;
+        if (!write_mostly)
+            return device;
+        fallback = fallback < 0 ? device : fallback;
+    }
+    return fallback;
+}
+
+/* One segment (within a chunk) of a read: a request to a device, or length 0 if only the slow way can serve it. Returns its bytes. */
+static uint64_t read_segment(const rl_array *a, void *buffer, uint64_t length, uint64_t offset, struct rl_io *io)
+{
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t run = 0, within = offset % RL_SECTOR, sector = 0;
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
+    uint64_t bytes = rl_min(length, run * RL_SECTOR - within);
+    int device = choose_device(a, places, count, (within + bytes + RL_SECTOR - 1) / RL_SECTOR, offset, &sector);
+    *io = (struct rl_io){.buffer = buffer};
+    if (device >= 0)
+        *io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, sector * RL_SECTOR + within, bytes);
+    return bytes;
+}
+
+static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_t offset, uint64_t *done)
+{
+    rl_array *a = rq->a;
+    struct rl_io ios[BATCH_MAX], fast[BATCH_MAX];
+    uint64_t at[BATCH_MAX + 1] = {0};
+    unsigned count = 0, fast_count = 0;
+    for (; count < BATCH_MAX && at[count] < length; count++) {
+        at[count + 1] = at[count] + read_segment(a, buffer + at[count], length - at[count], offset + at[count], &ios[count]);
+        if (ios[count].length) {
+            fast[fast_count] = ios[count];
+            fast[fast_count++].tag = (uint16_t)count;
+        }
+    }
+    rl_io_run(fast, fast_count);
+    for (unsigned i = 0; i < fast_count; i++) {
+        ios[fast[i].tag].length = fast[i].result ? 0 : fast[i].length;
+        if (fast[i].result == -ENODEV)
+            rl_request_failed(rq, fast[i].device, fast[i].result);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (ios[i].length)
+            continue;
+        int rc = a->g.parity ? rl_stripe_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i])
+                             : rl_mirror_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i]);
+        if (rc)
+            return rc;
+    }
+    *done = at[count];
+    return 0;
+}
+
+int rl_array_pread(rl_array *a, void *buffer, uint64_t length, uint64_t offset)
+{
+    struct request rq = {.a = a};
+    int rc = check_range(a, "rl_array_pread", length, offset);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        pthread_rwlock_rdlock(&a->config);
+        rc = read_batch(&rq, (char *)buffer + done, length - done, offset + done, &step);
+        pthread_rwlock_unlock(&a->config);
+        /* what was read is right whether or not the failure could be recorded: a broken array says so to its writers */
+        if (rq.failed_count)
+            (void)rl_request_settle(&rq);
+    }
+    if (rc == 0) {
+        atomic_fetch_add_explicit(&a->reads, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&a->read_bytes, length, memory_order_relaxed);
+    }
+    return rc;
+}
+
+/* Writes may begin: the superblocks say active. */
+static int ensure_active(rl_array *a)
+{
+    if (atomic_load(&a->active))
+        return 0;
+    pthread_rwlock_wrlock(&a->config);
+    int rc = rl_metadata_set_active(a);
+    pthread_rwlock_unlock(&a->config);
+    return rc;
+}
+
+static int write_all(rl_array *a, struct workspace *w, const char *buffer, uint64_t length, uint64_t offset, bool stable)
+{
+    struct request rq = {.a = a};
+    int rc = 0;
+    for (uint64_t done = 0; rc == 0 && done < length;) {
+        int64_t step = 0;
+        rc = ensure_active(a);
+        if (rc)
+            break;
+        pthread_rwlock_rdlock(&a->config);
+        if (atomic_load(&a->active)) /* else it went clean in between: once more */
+            step = a->g.parity ? rl_stripe_write(&rq, w, buffer + done, length - done, offset + done, stable)
+                               : rl_mirror_write(&rq, w, buffer + done, length - done, offset + done, stable);
+        pthread_rwlock_unlock(&a->config);
+        int settled = rl_request_settle(&rq); /* I1 */
+        rc = step < 0 ? (int)step : settled;
+        done += step > 0 ? (uint64_t)step : 0;
+    }
+    return rc;
+}
+
+int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    static const char call[] = "rl_array_pwrite";
+    int rc = check_range(a, call, length, offset);
+    if (rc)
+        return rc;
+    if (a->flags & RL_ARRAY_READ_ONLY)
+        return rl_fail(EROFS, call, -1, offset, "the array is open read-only");
+    if (atomic_load(&a->broken))
+        return rl_fail(EIO, call, -1, offset, "the array has failed: more members are gone than it bears");
+    struct workspace *w = rl_workspace_get(a);
+    if (!w)
+        return rl_fail(ENOMEM, call, -1, offset, "no memory");
+    rc = write_all(a, w, buffer, length, offset, flags & RL_BUFFER_STABLE);
+    rl_workspace_put(a, w);
+    atomic_store(&a->last_write_ns, a->clock_ns(a->clock_context));
+    atomic_fetch_add(&a->write_sequence, 1);
+    if (rc == 0) {
+        atomic_fetch_add_explicit(&a->writes, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&a->written_bytes, length, memory_order_relaxed);
+    }
+    return rc;
+}
+
+int rl_array_flush(rl_array *a)
+{
+    struct request rq = {.a = a};
+    int rc = rl_enter(a, "rl_array_flush");
+    if (rc || a->flags & RL_ARRAY_READ_ONLY)
+        return rc;
+    pthread_rwlock_rdlock(&a->config);
+    rl_flush_devices(a, &rq);
+    pthread_rwlock_unlock(&a->config);
+    rc = rl_request_settle(&rq);
+    if (rc == 0 && atomic_load(&a->broken))
+        return rl_fail(EIO, "rl_array_flush", -1, 0, "the array has failed: more members are gone than it bears");
+    return rc;
+}
+
+int rl_array_zero(rl_array *a, uint64_t length, uint64_t offset)
+{
+    static const uint8_t zeros[65536];
+    int rc = check_range(a, "rl_array_zero", length, offset);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        step = rl_min(length - done, sizeof zeros);
+        rc = rl_array_pwrite(a, zeros, step, offset + done, RL_BUFFER_STABLE);
+    }
+    return rc;
+}

@@ -1,0 +1,35 @@
+"""raidlib: redundant disk arrays in user space, in the Linux md on-disk format."""
+
+from . import codec, errors
+from .array import Array, create, examine, open, plan, resolve, zero_superblock
+from .assembly import Assembly
+from .engine import BlockDevice
+from .errors import RaidError
+from .jobs import Job
+from .model import Event, JobStatus, Level, MemberState, MemberStatus, Mismatch, State, Status, Superblock
+
+__all__ = [
+    "Array",
+    "Assembly",
+    "BlockDevice",
+    "Event",
+    "Job",
+    "JobStatus",
+    "Level",
+    "MemberState",
+    "MemberStatus",
+    "Mismatch",
+    "RaidError",
+    "State",
+    "Status",
+    "Superblock",
+    "codec",
+    "create",
+    "errors",
+    "examine",
+    "open",
+    "plan",
+    "resolve",
+    "zero_superblock",
+]
+__version__ = "0.1.0"

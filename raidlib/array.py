@@ -1,0 +1,832 @@
+"""Arrays: made, opened, used, mended. The engine moves the bytes; here is decided."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import creation
+from .assembly import Assembly, Candidate, Plan, judge
+from .engine import BlockDevice, buffer_of, check, ffi, lib
+from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError
+from .jobs import Job
+from .member import VERSIONS, Member, MemberSource, close_all, describe, read_superblock, uuid_text, zero_superblocks
+from .model import (
+    MAX_SECTOR,
+    SECTOR,
+    Event,
+    Level,
+    MemberState,
+    MemberStatus,
+    State,
+    Status,
+    Superblock,
+    format_size,
+    layout_name,
+    parse_size,
+)
+
+Source = MemberSource | Sequence[MemberSource | None]
+_DEVICE_STATES = {
+    lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
+    lib.RL_DEVICE_REBUILDING: MemberState.REBUILDING,
+    lib.RL_DEVICE_REPLACEMENT: MemberState.REPLACEMENT,
+    lib.RL_DEVICE_SPARE: MemberState.SPARE,
+    lib.RL_DEVICE_FAULTY: MemberState.FAULTY,
+    lib.RL_DEVICE_REMOVED: MemberState.REMOVED,
+}
+_TO_ENGINE = {state: number for number, state in _DEVICE_STATES.items()}
+_EVENTS = {
+    lib.RL_EVENT_FAIL: "fail",
+    lib.RL_EVENT_SPARE_ACTIVE: "spare_active",
+    lib.RL_EVENT_SYNC_STARTED: "sync_started",
+    lib.RL_EVENT_SYNC_FINISHED: "sync_finished",
+    lib.RL_EVENT_READ_CORRECTED: "read_corrected",
+    lib.RL_EVENT_NO_SPACE: "no_space",
+    lib.RL_EVENT_ADDED: "added",
+    lib.RL_EVENT_REMOVED: "removed",
+}
+
+
+# ---- finding members ----------------------------------------------------------------------------------------------------
+
+
+def resolve(source: Source) -> list[MemberSource]:
+    """The members that a source stands for: a directory's files with a superblock, a list as it is without its missing ones, one member itself."""
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if not os.path.isdir(path):
+            return [path]
+        found: list[MemberSource] = [file for file in sorted(_files(path)) if _has_superblock(file)]
+        if not found:
+            raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
+        return found
+    if isinstance(source, Sequence):
+        return [member for member in source if member is not None and member != "missing"]
+    return [source]
+
+
+def _files(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries if entry.is_file())
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}", errno=error.errno) from None
+
+
+def _has_superblock(path: str) -> bool:
+    try:
+        with Member.open(path, read_only=True, lock=False) as member:
+            read_superblock(member)
+    except NoSuperblockError:
+        return False
+    return True
+
+
+def _refuse_twice(sources: Sequence[MemberSource]) -> None:
+    seen: dict[object, str] = {}
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        path = os.fspath(source)
+        try:
+            now = os.stat(path)
+        except OSError:
+            continue  # said better when it is opened
+        other = seen.setdefault((now.st_dev, now.st_ino), path)
+        if other is not path:
+            raise UsageError(f"{path} and {other} are the same file; give it only once", members=[other, path])
+
+
+def _open_members(sources: Sequence[MemberSource], **options: bool) -> list[Member]:
+    _refuse_twice(sources)
+    members: list[Member] = []
+    try:
+        for source in sources:
+            members.append(Member.open(source, **options))
+    except BaseException:
+        close_all(members)
+        raise
+    return members
+
+
+def examine(member: MemberSource) -> Superblock:
+    """What the superblock of one member says. Writes nothing."""
+    with Member.open(member, read_only=True, lock=False) as opened:
+        return describe(opened, read_superblock(opened))
+
+
+def zero_superblock(member: MemberSource) -> int:
+    """Overwrites the md superblocks of one member with zeros, so that it is no member any more; how many there were."""
+    with Member.open(member) as opened:
+        count = zero_superblocks(opened)
+        if count == 0:
+            raise NoSuperblockError(f"{opened.path} holds no md superblock", members=[opened.path])
+        return count
+
+
+def plan(source: Source, *, force: bool = False) -> Assembly:
+    """What `open` would make of the members, and why. Writes nothing, opens nothing for writing."""
+    members = _open_members(resolve(source), read_only=True, lock=False)
+    try:
+        return judge(members, force=force).summary()
+    finally:
+        close_all(members)
+
+
+# ---- open and create ----------------------------------------------------------------------------------------------------
+
+
+def open(source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False) -> Array:
+    """Opens an array.
+
+    source: a directory that holds the members, or a list of members: paths, `BlockDevice` objects, None for missing ones. mode: "rw", or "r", which writes nothing
+    to any member. run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
+    direct: direct I/O (O_DIRECT) where the members take it. What needs an option is refused with RefusedError, which names it.
+    """
+    if mode not in ("r", "rw"):
+        raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
+    read_only = mode == "r"
+    members = _open_members(resolve(source), read_only=read_only, direct=direct)
+    try:
+        judged = judge(members, force=force)
+        _refuse_start(judged, read_only, run or force)
+        array = Array(judged, read_only)
+    except UsageError:
+        close_all(members)
+        if not direct or not any(member.direct for member in members):
+            raise
+        return open(source, mode, run=run, force=force)  # data that do not lie at whole blocks of 4096 bytes: without direct I/O
+    except BaseException:
+        close_all(members)
+        raise
+    array._start()
+    return array
+
+
+def _refuse_start(judged: Plan, read_only: bool, run: bool) -> None:
+    if judged.error is not None and not (judged.needs_run and run):
+        raise judged.error
+    if judged.read_only_only and not read_only:
+        names = " and ".join(judged.read_only_only)
+        raise UnsupportedError(f"the array has {names}, which is not written yet; open it read-only (--read-only, mode='r'), or use the kernel's md")
+
+
+def create(
+    target: Source,
+    *,
+    level: Level | int | str,
+    raid_devices: int | None = None,
+    size: str | int | None = None,
+    chunk: str | int | None = None,
+    layout: str | int | None = None,
+    metadata: str = "1.2",
+    name: str | None = None,
+    uuid: str | None = None,
+    data_offset: str | int | None = None,
+    spare_devices: int = 0,
+    parity: int | None = None,
+    bitmap: str | None = None,
+    consistency_policy: str | None = None,
+    integrity: str | None = None,
+    write_journal: MemberSource | None = None,
+    assume_clean: bool = False,
+    preallocate: bool = False,
+    force: bool = False,
+) -> Array:
+    """Makes an array and opens it for writing.
+
+    target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for missing ones, of which `size`
+    bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the members hold. Members that are not blank get their parity
+    by a resync, which is the array's first `job`.
+    """
+    asked = {"a write-intent bitmap": bitmap not in (None, "none"), "a write journal": write_journal is not None, "integrity checksums": integrity not in (None, "none")}
+    asked[f"the consistency policy {consistency_policy}"] = consistency_policy not in (None, "resync")
+    for feature, wanted in asked.items():
+        if wanted:
+            raise UnsupportedError(f"{feature}: not built yet; arrays are made with the policy resync")
+    folder = os.fspath(target) if isinstance(target, (str, os.PathLike)) else None
+    given: list[MemberSource | None] = [] if folder else [None if m == "missing" else m for m in _as_list(target)]
+    count = raid_devices if raid_devices is not None else len(given) - spare_devices
+    if given and len(given) != count + spare_devices:
+        raise UsageError(f"{len(given)} members were given for --raid-devices {count} and --spare-devices {spare_devices}; say `missing` for those that are not there")
+    label = name or (os.path.basename(os.path.abspath(folder)) if folder else "0")
+    shape = creation.make_spec(
+        level=level,
+        raid_devices=count,
+        chunk=chunk,
+        layout=layout,
+        metadata=metadata,
+        name=label,
+        uuid=uuid,
+        data_offset=data_offset,
+        parity=parity,
+        assume_clean=assume_clean,
+    )
+    notes: list[str] = []
+    made: list[str] = []
+    if folder:
+        made, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
+        given = list(made)
+    try:
+        _write_members(given, shape, None if folder or size is None else parse_size(size), force)
+        array = open(given, run=True)
+    except BaseException:
+        for path in made:
+            os.unlink(path)
+        raise
+    array.notes += notes + _shared_devices(given)
+    return array
+
+
+def _as_list(target: Source) -> list[MemberSource | None]:
+    return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]  # type: ignore[list-item]
+
+
+def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool) -> None:
+    members = _open_members([source for source in given if source is not None])
+    try:
+        for member in members:
+            creation.refuse_content(member, force)
+        opened = iter(members)
+        creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)
+    finally:
+        close_all(members)
+
+
+def _shared_devices(given: Sequence[MemberSource | None]) -> list[str]:
+    devices: dict[int, list[str]] = {}
+    for source in given:
+        if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+            devices.setdefault(os.stat(source).st_dev, []).append(os.fspath(source))
+    return [f"{len(paths)} members lie on one device: the array protects from the loss of files, not from the loss of that device" for paths in devices.values() if len(paths) > 1]
+
+
+# ---- the array ----------------------------------------------------------------------------------------------------------
+
+
+class Array:
+    """An open array. Safe to use from many threads; close it, or leave the `with` block. Offsets and lengths are bytes."""
+
+    def __init__(self, judged: Plan, read_only: bool) -> None:
+        sb = judged.freshest.sb
+        self.read_only = read_only
+        self.notes: list[str] = []
+        self._sb, self._geometry = sb, judged.geometry
+        self._used = sorted((c for c in judged.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
+        self._left_out = [c for c in judged.candidates if not c.used]
+        self._members: list[Member | None] = [c.member for c in self._used]
+        self._gate = threading.Condition()
+        self._calls, self._closed = 0, False
+        self._admin = threading.RLock()
+        self._job: Job | None = None
+        self._service: threading.Thread | None = None
+        self._handle = self._open_engine(judged)
+        for candidate in self._left_out:
+            candidate.member.close()
+
+    def _open_engine(self, judged: Plan) -> Any:
+        config, out = ffi.new("struct rl_array_config *"), ffi.new("rl_array **")
+        devices = ffi.new("struct rl_device_config[]", len(self._used))
+        keep: list[Any] = []
+        config.size_of = ffi.sizeof("struct rl_array_config")
+        config.flags = lib.RL_ARRAY_READ_ONLY if self.read_only else 0
+        config.geometry, config.superblock = judged.geometry[0], self._sb[0]
+        if judged.needs_force and judged.clean:
+            config.superblock.resync_offset = MAX_SECTOR
+        config.device_count, config.devices = len(self._used), devices
+        for device, candidate in zip(devices, self._used, strict=True):
+            self._fill(device, candidate, keep)
+        check(lib.rl_array_open(config, out))
+        return out[0]
+
+    @staticmethod
+    def _fill(device: Any, candidate: Candidate, keep: list[Any]) -> None:
+        device.member = candidate.member.handle.pointer
+        device.state = _TO_ENGINE[candidate.state]
+        device.slot = -1 if candidate.slot is None or candidate.state is MemberState.SPARE else candidate.slot
+        device.superblock = candidate.sb
+        if candidate.state in (MemberState.REBUILDING, MemberState.REPLACEMENT):
+            # the engine rebuilds whole chunks: what is good of the last one is done once more
+            device.recovered_sectors = candidate.recovered // max(candidate.sb.chunk_sectors, 8) * max(candidate.sb.chunk_sectors, 8)
+        if candidate.bad_blocks:
+            pairs = ffi.new("uint64_t[]", [number for pair in candidate.bad_blocks for number in pair])
+            keep.append(pairs)
+            device.bad_blocks, device.bad_block_count = pairs, len(candidate.bad_blocks)
+
+    def _start(self) -> None:
+        """The service thread, and the job that the array was left with."""
+        if self.read_only:
+            return
+        self._service = threading.Thread(target=lib.rl_array_run, args=(self._handle,), name="raidlib service", daemon=True)
+        self._service.start()
+        with self._admin:
+            self._next_job()
+
+    # -- what it is
+
+    @property
+    def size(self) -> int:
+        """Bytes of the array."""
+        return int(self._geometry.array_sectors) * SECTOR
+
+    @property
+    def block_size(self) -> int:
+        """Requests that are multiples of it need no read of their edges."""
+        with self._use() as handle:
+            return int(lib.rl_array_block_bytes(handle))
+
+    @property
+    def level(self) -> Level:
+        """An IntEnum: equal to md's number."""
+        return Level(self._sb.level)
+
+    @property
+    def layout(self) -> str | None:
+        """The layout's name, None where the level has none."""
+        return layout_name(self._sb.level, self._sb.layout)
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes; 0 for raid1."""
+        return int(self._sb.chunk_sectors) * SECTOR
+
+    @property
+    def raid_devices(self) -> int:
+        """Number of slots."""
+        return int(self._sb.raid_disks)
+
+    @property
+    def uuid(self) -> str:
+        """As mdadm prints it."""
+        return uuid_text(bytes(ffi.buffer(self._sb.set_uuid)))
+
+    @property
+    def name(self) -> str:
+        """`homehost:name`."""
+        return bytes(ffi.string(self._sb.set_name)).decode(errors="replace")
+
+    @property
+    def state(self) -> State:
+        """As in `status()`."""
+        return self.status().state
+
+    @property
+    def job(self) -> Job | None:
+        """The job that runs, or the last one that ran."""
+        return self._job
+
+    # -- I/O
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[Any]:
+        """The engine's handle, which close() does not take away meanwhile."""
+        with self._gate:
+            if self._closed:
+                raise UsageError("the array is closed", errno=errno.EBADF)
+            self._calls += 1
+        try:
+            yield self._handle
+        finally:
+            with self._gate:
+                self._calls -= 1
+                self._gate.notify_all()
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Exactly `length` bytes from `offset` on, whatever members are lost, as long as the level bears it."""
+        if length < 0 or offset < 0 or offset + length > self.size:
+            raise UsageError(f"{length} bytes at {offset} are not inside the array, which has {self.size}")
+        # a bytes object that nobody else has yet may be filled in place, which saves a copy; the short ones are shared by the interpreter
+        data: Any = bytes(length) if length > 1 else bytearray(length)
+        with self._use() as handle:
+            check(lib.rl_array_pread(handle, ffi.from_buffer("char[]", data), length, offset))
+        return data if length > 1 else bytes(data)
+
+    def preadinto(self, buffer: Any, offset: int) -> int:
+        """Fills a writable buffer from `offset` on; its length in bytes."""
+        view = buffer_of(buffer, writable=True)
+        if offset < 0:
+            raise UsageError(f"offset {offset} is negative")
+        with self._use() as handle:
+            check(lib.rl_array_pread(handle, view, len(view), offset))
+        return len(view)
+
+    def pwrite(self, buffer: Any, offset: int) -> int:
+        """Writes a bytes-like object at `offset`; its length. Returns when all members in use have it (flush makes it durable)."""
+        view = buffer_of(buffer)
+        if offset < 0:
+            raise UsageError(f"offset {offset} is negative")
+        with self._use() as handle:
+            check(lib.rl_array_pwrite(handle, view, len(view), offset, lib.RL_BUFFER_STABLE if isinstance(buffer, bytes) else 0))
+        return len(view)
+
+    def flush(self) -> None:
+        """Everything written before is on stable storage when this returns."""
+        with self._use() as handle:
+            check(lib.rl_array_flush(handle))
+
+    def zero(self, offset: int, length: int) -> None:
+        """The range reads as zeros afterwards."""
+        if offset < 0 or length < 0:
+            raise UsageError(f"{length} bytes at {offset} are no range")
+        with self._use() as handle:
+            check(lib.rl_array_zero(handle, length, offset))
+
+    def discard(self, offset: int, length: int) -> None:
+        """The content of the range is not needed any more; it reads as zeros afterwards."""
+        self.zero(offset, length)
+
+    def raw(self) -> RawArray:
+        """The array as a seekable binary file, unbuffered; wrap it in io.BufferedRandom at will. Closing it does not close the array."""
+        return RawArray(self)
+
+    def block_ops(self) -> tuple[int, int]:
+        """Addresses of the engine's handle and of its table of block operations, for a door in C; good until close()."""
+        with self._use() as handle:
+            return int(ffi.cast("uintptr_t", handle)), int(ffi.cast("uintptr_t", lib.rl_array_block_ops()))
+
+    # -- members
+
+    def _devices(self) -> list[tuple[int, Any]]:
+        found = []
+        with self._use() as handle:
+            for index in range(len(self._members)):
+                status = ffi.new("struct rl_device_status *")
+                check(lib.rl_array_device(handle, index, status))
+                found.append((index, status))
+        return found
+
+    def _find(self, member: int | MemberSource) -> int:
+        """The engine's index of a slot's device, or of a path's."""
+        for index, status in reversed(self._devices()):
+            opened = self._members[index]
+            if opened is None:
+                continue
+            if isinstance(member, int) and status.slot == member and status.state != lib.RL_DEVICE_REPLACEMENT:
+                return index
+            if not isinstance(member, int) and self._is(opened, member):
+                return index
+        if isinstance(member, int):
+            raise UsageError(f"slot {member} has no member (slots go from 0 to {self.raid_devices - 1})")
+        raise UsageError(f"{member} is not a member of the array; its members are {', '.join(m.path for m in self._members if m)}", members=[str(member)])
+
+    @staticmethod
+    def _is(opened: Member, source: MemberSource) -> bool:
+        if not isinstance(source, (str, os.PathLike)):
+            return opened._device is source
+        return os.path.abspath(opened.path) == os.path.abspath(source) or os.path.realpath(opened.path) == os.path.realpath(source)
+
+    def fail(self, member: int | MemberSource) -> None:
+        """Marks a member (by slot or by path) as faulty: it is out, and the others' superblocks say so. Refused where content would be lost."""
+        with self._admin:
+            index = self._find(member)
+            with self._use() as handle:
+                check(lib.rl_array_fail(handle, index))
+            self._use_spare()
+
+    def remove(self, member: int | MemberSource) -> list[str]:
+        """Lets go of a faulty member or a spare, or of all that are "faulty"; their paths."""
+        with self._admin:
+            wanted = self._faulty() if member == "faulty" else [self._find(member)]
+            paths = []
+            for index in wanted:
+                with self._use() as handle:
+                    check(lib.rl_array_remove(handle, index))
+                opened = self._members[index]
+                if opened is not None:
+                    paths.append(opened.path)
+                    opened.close()
+                self._members[index] = None
+            return paths
+
+    def _faulty(self) -> list[int]:
+        return [index for index, status in self._devices() if status.state == lib.RL_DEVICE_FAULTY]
+
+    def add(self, member: MemberSource, *, force: bool = False) -> Job | None:
+        """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None. What it holds is overwritten; a member of another array
+        only with force."""
+        if self.read_only:
+            raise ReadOnlyError("the array is open read-only")
+        with self._admin:
+            opened = self._open_new(member)
+            try:
+                self._refuse_new(opened, force)
+                sb = self._new_superblock(opened)
+                index = ffi.new("uint32_t *")
+                with self._use() as handle:
+                    check(lib.rl_array_add(handle, opened.handle.pointer, sb, index))
+            except BaseException:
+                with contextlib.suppress(BusyError):
+                    opened.close()
+                raise
+            self._members.append(opened)
+            return self._use_spare()
+
+    re_add = add  # a full rebuild, until there is a bitmap to shorten it
+
+    def _open_new(self, member: MemberSource) -> Member:
+        for opened in self._members:
+            if opened is not None and self._is(opened, member):
+                state = next(s.state for i, s in self._devices() if self._members[i] is opened)
+                if state != lib.RL_DEVICE_FAULTY:
+                    raise BusyError(f"{opened.path} is in the array already", members=[opened.path])
+                self.remove(member)  # the same place again: what lies there now is a new member
+        if isinstance(member, (str, os.PathLike)) and not os.path.exists(member):
+            size = max(m.size for m in self._members if m is not None)
+            raise UsageError(f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)])
+        return Member.open(member, direct=any(m.direct for m in self._members if m is not None))
+
+    def _refuse_new(self, opened: Member, force: bool) -> None:
+        try:
+            sb = read_superblock(opened)
+        except NoSuperblockError:
+            return
+        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
+        if uuid != self.uuid and not force:
+            raise RefusedError(f"{opened.path} is a member of another array ({uuid}); --yes (force=True) overwrites it, or zero its superblock", members=[opened.path])
+
+    def _new_superblock(self, opened: Member) -> Any:
+        sectors, like = opened.size // SECTOR, ffi.new("struct rl_superblock *")
+        template = next(i for i, s in self._devices() if s.state == lib.RL_DEVICE_IN_SYNC)
+        with self._use() as handle:
+            check(lib.rl_array_superblock(handle, template, like))
+        at = lib.rl_superblock_sector(like.version, sectors)
+        needed = (like.data_offset + self._geometry.dev_sectors) * SECTOR
+        if at == MAX_SECTOR or opened.size < needed:
+            raise UsageError(
+                f"{opened.path} is too small: {format_size(opened.size)}, and the array needs {format_size(needed)} and its metadata on each member", members=[opened.path]
+            )
+        reserved = like.super_offset - like.data_offset - like.data_size  # 1.0: what lies between the data and the superblock
+        room = sectors - like.data_offset if like.version in (101, 102) else at - like.data_offset - max(reserved, 0)
+        like.devflags = like.corrected_reads = 0
+        creation.prepare_device(like, opened, like.data_offset, at, max(room, 0), like.size_sectors)
+        return like
+
+    def replace(self, member: int | MemberSource, new: MemberSource) -> Job | None:
+        """Not built yet: fail the member and add the new one, which rebuilds it from the others."""
+        raise UnsupportedError(f"replacing {member} by {new} ahead of its failure is not built yet; `fail` it and `add` the new one")
+
+    # -- jobs
+
+    def _use_spare(self) -> Job | None:
+        """Spares step into empty slots. The recovery that runs, or None."""
+        spares = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_SPARE]
+        for index in spares:
+            with self._use() as handle:
+                result = lib.rl_array_activate_spare(handle, index)
+            if result == -errno.ENOENT:
+                break
+            check(result)
+        return self._next_job()
+
+    def _next_job(self) -> Job | None:
+        """Starts what the array needs: recovery first, then resync. A check or repair that runs gives way."""
+        recover = any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
+        running = self._job if self._job is not None and not self._job.done else None
+        if running is not None and recover and running.kind in ("check", "repair"):
+            running.cancel()
+            return running  # its end starts the recovery
+        if running is not None:
+            return running
+        with self._use() as handle:
+            status = ffi.new("struct rl_array_status *")
+            lib.rl_array_status(handle, status)
+        if recover:
+            return self._start_job(lib.RL_SYNC_RECOVER)
+        return self._start_job(lib.RL_SYNC_RESYNC) if status.resync_sectors != MAX_SECTOR else None
+
+    def _start_job(self, kind: int) -> Job:
+        with self._use() as handle:
+            self._job = Job(handle, kind, self._job_ended)
+        return self._job
+
+    def _job_ended(self, job: Job) -> None:
+        with self._gate:
+            if self._closed:
+                return
+        if job.error is None or (isinstance(job.error, RaidError) and job.kind in ("check", "repair")):
+            threading.Thread(target=self._after_job, args=(job,), name="raidlib next job", daemon=True).start()
+
+    def _after_job(self, job: Job) -> None:
+        job.join()
+        with contextlib.suppress(UsageError), self._admin:  # closed meanwhile
+            if self._job is job:
+                self._next_job()
+
+    def check(self) -> Job:
+        """Compares parity and copies everywhere and counts what does not agree; writes nothing but blocks that cannot be read."""
+        return self._user_job(lib.RL_SYNC_CHECK)
+
+    def repair(self) -> Job:
+        """Like check(), and mends: where the code names the member that lies, that one; else parity from the data, copies from the majority or the first."""
+        return self._user_job(lib.RL_SYNC_REPAIR)
+
+    def _user_job(self, kind: int) -> Job:
+        with self._admin:
+            if self._job is not None and not self._job.done:
+                raise BusyError(f"a {self._job.kind} runs; wait for it, or cancel it")
+            return self._start_job(kind)
+
+    def next_event(self, timeout: float = 0.0) -> Event | None:
+        """The next thing that happened to the array, or None after `timeout` seconds."""
+        event = ffi.new("struct rl_event *")
+        with self._use() as handle:
+            result = lib.rl_event_wait(handle, event, int(timeout * 1000))
+        if result == -errno.ESHUTDOWN or check(result) == 0:
+            return None
+        return Event(
+            kind=_EVENTS.get(event.kind, "unknown"),
+            device=event.device,
+            slot=event.slot if event.slot >= 0 else None,
+            offset=event.offset,
+            time=event.time_ns / 1e9,
+            text=ffi.string(event.text).decode(errors="replace"),
+        )
+
+    # -- status
+
+    def status(self) -> Status:
+        """State, members, job, and in words what can still be lost."""
+        raw = ffi.new("struct rl_array_status *")
+        with self._use() as handle:
+            lib.rl_array_status(handle, raw)
+        members = self._member_statuses()
+        state = self._state_of(raw)
+        sb = self._sb
+        return Status(
+            uuid=self.uuid,
+            name=self.name,
+            metadata=VERSIONS[sb.version],
+            level=str(self.level),
+            layout=self.layout,
+            chunk_size=self.chunk_size,
+            size=self.size,
+            dev_size=sb.size_sectors * SECTOR,
+            raid_devices=self.raid_devices,
+            state=state,
+            read_only=self.read_only,
+            degraded=raw.slots_missing,
+            may_lose=raw.lost_more,
+            consistency_policy="none" if self.level <= 0 else "resync",
+            events=raw.events,
+            created=sb.ctime_s + sb.ctime_us / 1e6,
+            updated=sb.utime_s + sb.utime_us / 1e6,
+            resync_offset=None if raw.resync_sectors == MAX_SECTOR else raw.resync_sectors * SECTOR,
+            mismatch_count=raw.mismatch_count,
+            corrected_reads=raw.corrected_reads,
+            members=members,
+            job=self._job.status() if self._job else None,
+            advice=_advice(state, raw, self.level, [m for m in members if m.state in (MemberState.FAULTY, MemberState.STALE)]),
+            notes=list(self.notes),
+        )
+
+    @staticmethod
+    def _state_of(raw: Any) -> State:
+        if raw.state & lib.RL_STATE_FAILED:
+            return State.FAILED
+        if raw.slots_missing:
+            return State.DEGRADED
+        if raw.state & lib.RL_STATE_READ_ONLY:
+            return State.READ_ONLY
+        return State.ACTIVE if raw.state & lib.RL_STATE_ACTIVE else State.CLEAN
+
+    def _member_statuses(self) -> list[MemberStatus]:
+        found = []
+        for index, status in self._devices():
+            opened = self._members[index]
+            if opened is None:
+                continue
+            rebuilding = status.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT)
+            found.append(
+                MemberStatus(
+                    slot=status.slot if status.slot >= 0 else None,
+                    path=opened.path,
+                    state=_DEVICE_STATES[status.state],
+                    device=index,
+                    size=opened.size,
+                    recovered=status.recovered_sectors * SECTOR if rebuilding else None,
+                    read_errors=status.read_errors,
+                    corrected_reads=status.corrected_reads,
+                    bad_blocks=status.bad_block_count,
+                    reason=ffi.string(status.reason).decode(errors="replace"),
+                )
+            )
+        full = {m.slot for m in found if m.state is not MemberState.REPLACEMENT}
+        empty = [MemberStatus(slot=s, path="missing", state=MemberState.REMOVED, reason="no member") for s in range(self.raid_devices) if s not in full]
+        out = [MemberStatus(slot=None, path=c.member.path, state=c.state, reason=c.reason) for c in self._left_out]
+        return sorted(found + empty, key=lambda m: (m.slot is None, m.slot or 0)) + out
+
+    # -- the end
+
+    def close(self) -> None:
+        """Stops the job (it goes on at the next opening), marks the array clean, lets the members go. Again is harmless."""
+        with self._admin:
+            with self._gate:
+                if self._closed:
+                    return
+                self._closed = True
+            if self._job is not None:
+                self._job.cancel()
+                self._job.join()
+            lib.rl_array_stop(self._handle)
+            with self._gate:
+                while self._calls:
+                    self._gate.wait()
+            if self._service is not None:
+                self._service.join()
+            result = lib.rl_array_close(self._handle)
+            try:
+                check(result, lambda text: f"closing the array: {text}")
+            finally:
+                if result != -errno.EBUSY:
+                    close_all(self._members)
+
+    def __enter__(self) -> Array:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<raidlib.Array {self.name} {self.level} of {self.raid_devices}, {format_size(self.size)}>"
+
+
+def _advice(state: State, raw: Any, level: Level, out: Sequence[MemberStatus]) -> str:
+    """What can still be lost, and what to do: one or two sentences for someone who is afraid."""
+    gone = f" Out of it: {', '.join(f'{m.path} ({m.reason})' for m in out)}." if out else ""
+    if state is State.FAILED:
+        return f"More members are lost than {level} bears. Do not create or zero anything: bring back a lost member, and try `raidlib assemble` for what is possible.{gone}"
+    if level <= 0:
+        return f"All data are there. {level} has no redundancy: the loss of any member loses the array."
+    more = "No further member may be lost" if raw.lost_more == 0 else f"{raw.lost_more} more member{'s' if raw.lost_more > 1 else ''} may be lost"
+    hole = ""
+    if level in (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS):
+        hole = " A crash while writing leaves parity to be resynced, and a member lost before that is done can cost stripes that were being written."
+    if raw.slots_missing:
+        return f"All data are there, with {raw.slots_missing} member{'s' if raw.slots_missing > 1 else ''} missing. {more}: add a new member soon.{gone}{hole}"
+    if raw.resync_sectors != MAX_SECTOR:
+        return f"All data are there. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
+    return f"All data are there. {more} without loss.{gone}{hole}"
+
+
+class RawArray(io.RawIOBase):
+    """The array as a file of fixed size."""
+
+    def __init__(self, array: Array) -> None:
+        self._array, self._position = array, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def writable(self) -> bool:
+        """Unless the array is open read-only."""
+        return not self._array.read_only
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Any position from 0 on; past the end nothing is read and nothing can be written."""
+        position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._array.size}[whence] + offset
+        if position < 0:
+            raise UsageError(f"position {position} is negative")
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills what there is up to the end of the array."""
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._array.size - self._position))
+        if count:
+            self._array.preadinto(view[:count], self._position)
+            self._position += count
+        return count
+
+    def write(self, data: Any, /) -> int:
+        """Writes what fits before the end of the array; ENOSPC where nothing does."""
+        view = memoryview(data).cast("B")
+        count = max(0, min(len(view), self._array.size - self._position))
+        if count == 0 and len(view):
+            raise OSError(errno.ENOSPC, "end of the array")
+        self._array.pwrite(view[:count], self._position)
+        self._position += count
+        return count
+
+    def flush(self) -> None:
+        """Makes it durable."""
+        if not self.closed and not self._array.read_only and not self._array._closed:
+            self._array.flush()
+
+
+__all__ = ["Array", "BlockDevice", "RawArray", "create", "examine", "open", "plan", "resolve", "zero_superblock"]

@@ -1,0 +1,41 @@
+"""The command line: the verbs of mdadm on arrays that a user owns. Options, tables, JSON and exit codes; no logic.
+
+`base` has what all verbs share (exit codes, questions, how an ARRAY is reached), `render` the tables and progress bars, `content` what
+goes in and out of an array as a whole; the verbs are in `arrays` (create, examine …), `members` (fail, add, check …) and `mounts`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from . import arrays, members, mounts
+from .base import Program
+
+__all__ = ["main", "program"]
+
+program = Program(
+    "raidlib",
+    help="""RAID in user space: redundant arrays on files and disks, in Linux md's own format, without root and without a kernel driver.
+
+    An ARRAY is a directory that holds the members, a mount point, one member of it, or a list of members separated by commas. All verbs
+    work alike on a mounted array and on one that is at rest.
+
+    \b
+      raidlib create tank --level 6 --raid-devices 6 --size 1G --mkfs ext4
+      raidlib mount tank /mnt/tank
+      raidlib detail tank
+    """,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+    Exit codes: 0 done; 3 refused for safety; 64 usage; 69 a facility is missing; 70 a bug of raidlib;
+    74 input/output; 75 busy; 77 permission; 130 interrupted. Of `detail --test`, `check`, `repair`
+    and `wait` also: 1 degraded or mismatches found, 2 failed, 4 cannot tell.
+    """,
+)
+for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS):
+    program.add_command(command)
+
+
+def main() -> None:
+    """The entry point: runs a verb and exits with its code."""
+    program.main(args=sys.argv[1:])

@@ -1,0 +1,285 @@
+"""From a path or an object to an open, locked member, and the superblock on it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from .engine import BlockDevice, MemberHandle, check, ffi, last_error, lib
+from .errors import AccessError, BusyError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
+from .model import MAX_SECTOR, SECTOR, Level, Superblock, layout_name
+
+MemberSource = str | os.PathLike[str] | BlockDevice
+VERSIONS = {100: "1.0", 101: "1.1", 102: "1.2", 90: "0.90"}
+VERSION_NUMBERS = {name: number for number, name in VERSIONS.items()}
+_ROLES = {lib.RL_ROLE_SPARE: "spare", lib.RL_ROLE_FAULTY: "faulty", lib.RL_ROLE_JOURNAL: "journal"}
+_FEATURES = {
+    lib.RL_FEATURE_BITMAP: "write-intent bitmap",
+    lib.RL_FEATURE_RECOVERY: "recovery under way",
+    lib.RL_FEATURE_RESHAPE: "reshape under way",
+    lib.RL_FEATURE_BAD_BLOCKS: "bad blocks",
+    lib.RL_FEATURE_REPLACEMENT: "replacement",
+    lib.RL_FEATURE_BACKWARDS: "backwards reshape",
+    lib.RL_FEATURE_NEW_OFFSET: "new data offset",
+    lib.RL_FEATURE_RECOVERY_BITMAP: "bitmap-guided recovery",
+    lib.RL_FEATURE_CLUSTERED: "clustered bitmap",
+    lib.RL_FEATURE_JOURNAL: "journal",
+    lib.RL_FEATURE_PPL: "partial parity log",
+    lib.RL_FEATURE_MULTIPLE_PPL: "partial parity log (several)",
+    lib.RL_FEATURE_RAID0_LAYOUT: "raid0 layout",
+}
+
+
+class Member:
+    """An open member: its handle, its name, its lock. Close it, or leave the `with` block."""
+
+    def __init__(self, handle: MemberHandle, path: str, *, fd: int | None, read_only: bool, device: BlockDevice | None = None) -> None:
+        self.handle, self.path, self.read_only, self.direct = handle, path, read_only, False
+        self._fd, self._device = fd, device
+
+    @classmethod
+    def open(cls, source: MemberSource, *, read_only: bool = False, direct: bool = False, lock: bool = True) -> Member:
+        """Opens a path or a BlockDevice. A path is locked against other openers (writers alone, readers together) by an OFD lock,
+        a block device that is to be written by O_EXCL, which mounts and md of the kernel respect.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            return cls._open_path(os.fspath(source), read_only, direct, lock)
+        if not isinstance(source, BlockDevice):
+            raise UsageError(f"a member is a path or an object with the methods of BlockDevice, not {type(source).__name__}")
+        name = f"<{type(source).__name__}>"
+        return cls(MemberHandle.from_object(source, name), name, fd=None, read_only=read_only, device=source)
+
+    @classmethod
+    def _open_path(cls, path: str, read_only: bool, direct: bool, lock: bool) -> Member:
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        fd = -1
+        try:
+            kind = os.stat(path).st_mode
+            if stat.S_ISDIR(kind):
+                raise UsageError(f"{path} is a directory, not a member", members=[path])
+            if stat.S_ISBLK(kind) and not read_only:
+                flags |= os.O_EXCL
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            if lock:
+                _lock(fd, path, read_only)
+            if direct:
+                direct = _set_direct(fd)
+            member = cls(MemberHandle.from_fd(fd, path, read_only=read_only, direct=direct), path, fd=fd, read_only=read_only)
+            member.direct = direct
+            return member
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise _os_error(error, path) from None
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.handle.size
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self._fd is not None and stat.S_ISREG(os.fstat(self._fd).st_mode)
+
+    def is_blank(self) -> bool:
+        """True only if all of it is known to read as zeros without reading it: a file without data."""
+        if not self.is_file or self._fd is None:
+            return False
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_DATA) < 0
+        except OSError as error:
+            return error.errno == errno.ENXIO
+
+    def close(self) -> None:
+        """Lets it go, and its lock. A BlockDevice is the caller's and stays open."""
+        self.handle.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _os_error(error: OSError, path: str) -> RaidError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessError(f"{path}: permission denied; become its owner, or use sudo", members=[path])
+    if error.errno == errno.EBUSY:
+        return BusyError(f"{path} is in use: the kernel has it mounted or assembled; unmount it, or stop that array (mdadm --stop)", members=[path])
+    if error.errno == errno.ENOENT:
+        return UsageError(f"{path} does not exist", members=[path])
+    if error.errno == errno.EROFS:
+        return AccessError(f"{path} lies on a read-only file system; open the array read-only", members=[path])
+    return MemberError(f"{path}: {error.strerror}", members=[path], errno=error.errno)
+
+
+def _lock(fd: int, path: str, read_only: bool) -> None:
+    """An open-file-description lock on the whole file: it goes with the descriptor, also when the process is killed."""
+    kind = fcntl.F_RDLCK if read_only else fcntl.F_WRLCK
+    request = struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise BusyError(f"{path} is in use by another opener of the array; stop it, or use its mount point", members=[path]) from None
+
+
+def _set_direct(fd: int) -> bool:
+    """O_DIRECT where the file system takes it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False
+    return True
+
+
+def read_superblock(member: Member) -> Any:
+    """The member's superblock as a cffi `struct rl_superblock *`.
+
+    Tries 1.0, 1.1, 1.2 in this order and takes the latest ctime, then 0.90 (md-format.md 1.1); raises NoSuperblockError with the reason.
+    """
+    best, complaint, sectors = None, "", member.size // SECTOR
+    for version in VERSIONS:
+        at = lib.rl_superblock_sector(version, sectors)
+        if at == MAX_SECTOR or at * SECTOR + lib.RL_SB_BYTES > member.size:
+            continue
+        block = member.handle.pread(lib.RL_SB_BYTES, at * SECTOR)
+        sb = ffi.new("struct rl_superblock *")
+        result = lib.rl_superblock_decode(ffi.from_buffer(block), version, at, sectors, sb)
+        if result == 0:
+            if best is None or (sb.ctime_s, sb.ctime_us) > (best.ctime_s, best.ctime_us):
+                best = sb
+        elif result != -errno.ENOENT:
+            code, text = -result, last_error()[2]
+            if code == errno.EPROTONOSUPPORT:
+                raise UnsupportedError(f"{member.path}: {text}", members=[member.path])
+            complaint = f": the one at sector {at} is damaged ({text})"
+    if best is None:
+        raise NoSuperblockError(f"{member.path} holds no md superblock{complaint or '; it is no member of an array'}", members=[member.path])
+    return best
+
+
+def write_superblock(member: Member, sb: Any) -> None:
+    """Writes a cffi superblock to where it belongs and makes it durable."""
+    block = ffi.new("unsigned char[]", lib.RL_SB_BYTES)
+    lib.rl_superblock_encode(sb, block)
+    member.handle.pwrite(bytes(ffi.buffer(block)), sb.super_offset * SECTOR)
+    member.handle.flush()
+
+
+def zero_superblocks(member: Member) -> int:
+    """Overwrites every md superblock on the member with zeros; how many there were."""
+    count, sectors = 0, member.size // SECTOR
+    for version in VERSIONS:
+        at = lib.rl_superblock_sector(version, sectors)
+        if at == MAX_SECTOR or at * SECTOR + lib.RL_SB_BYTES > member.size:
+            continue
+        block = member.handle.pread(lib.RL_SB_BYTES, at * SECTOR)
+        if lib.rl_superblock_decode(ffi.from_buffer(block), version, at, sectors, ffi.new("struct rl_superblock *")) in (0, -errno.EBADMSG, -errno.EINVAL):
+            member.handle.pwrite(bytes(lib.RL_SB_BYTES), at * SECTOR)
+            count += 1
+    member.handle.flush()
+    return count
+
+
+def uuid_text(raw: bytes) -> str:
+    """16 bytes as mdadm prints a UUID."""
+    digits = bytes(raw).hex()
+    return ":".join(digits[i : i + 8] for i in range(0, 32, 8))
+
+
+def features(sb: Any) -> list[str]:
+    """Names of the feature bits."""
+    return [name for bit, name in _FEATURES.items() if sb.feature_map & bit]
+
+
+def role_of(sb: Any) -> tuple[str, int | None]:
+    """("active", 3), ("rebuilding", 1), ("spare", None), … by the member's own superblock."""
+    role = lib.rl_superblock_role(sb)
+    if role >= lib.RL_ROLE_MAX:
+        return _ROLES.get(role, "spare"), None
+    if sb.feature_map & lib.RL_FEATURE_REPLACEMENT:
+        return "replacement", role
+    return ("rebuilding" if sb.feature_map & lib.RL_FEATURE_RECOVERY else "active"), role
+
+
+def device_roles(sb: Any) -> str:
+    """mdadm's "Array State": A active, R replacement beside it, . missing."""
+    disks = sb.raid_disks - min(0, sb.delta_disks if sb.feature_map & lib.RL_FEATURE_RESHAPE else 0)
+    seen = [0] * disks
+    for number in range(min(sb.max_dev, lib.RL_SB_DEVS_MAX)):
+        if sb.dev_roles[number] < disks:
+            seen[sb.dev_roles[number]] += 1
+    return "".join(".AR"[min(count, 2)] for count in seen)
+
+
+def describe(member: Member, sb: Any) -> Superblock:
+    """The superblock as a frozen struct."""
+    level = Level(sb.level) if sb.level in Level.__members__.values() else None
+    role, slot = role_of(sb)
+    reshape = sb.feature_map & lib.RL_FEATURE_RESHAPE
+    return Superblock(
+        path=member.path,
+        metadata=VERSIONS[sb.version],
+        uuid=uuid_text(bytes(ffi.buffer(sb.set_uuid))),
+        name=ffi.string(sb.set_name).decode(errors="replace"),
+        level=str(level) if level is not None else f"level {sb.level}",
+        layout=layout_name(level, sb.layout) if level is not None else None,
+        chunk_size=sb.chunk_sectors * SECTOR,
+        raid_devices=sb.raid_disks,
+        dev_size=sb.size_sectors * SECTOR,
+        data_offset=sb.data_offset * SECTOR,
+        data_size=sb.data_size * SECTOR,
+        super_offset=sb.super_offset * SECTOR,
+        device_uuid=uuid_text(bytes(ffi.buffer(sb.device_uuid))),
+        dev_number=sb.dev_number,
+        slot=slot,
+        role=role,
+        recovery_offset=sb.recovery_offset * SECTOR if sb.feature_map & lib.RL_FEATURE_RECOVERY else None,
+        resync_offset=None if sb.resync_offset == MAX_SECTOR else sb.resync_offset * SECTOR,
+        state="clean" if sb.resync_offset == MAX_SECTOR else "active",
+        events=sb.events,
+        created=sb.ctime_s + sb.ctime_us / 1e6,
+        updated=sb.utime_s + sb.utime_us / 1e6,
+        features=features(sb),
+        bad_block_log=sb.bblog_offset != 0,
+        device_roles=device_roles(sb),
+        reshape_position=sb.reshape_position * SECTOR if reshape else None,
+        logical_block_size=sb.logical_block_bytes,
+        member_size=member.size,
+    )
+
+
+def read_bad_blocks(member: Member, sb: Any) -> list[tuple[int, int]]:
+    """(first sector, sectors), absolute on the member. Empty without the feature bit (md-format.md 1.9)."""
+    if not sb.feature_map & lib.RL_FEATURE_BAD_BLOCKS or not sb.bblog_sectors:
+        return []
+    at, length, most = (sb.super_offset + sb.bblog_offset) * SECTOR, sb.bblog_sectors * SECTOR, sb.bblog_sectors * SECTOR // 8
+    if at < 0 or at + length > member.size:
+        raise MemberError(f"{member.path}: its bad-block log lies outside of it", members=[member.path])
+    log, pairs = member.handle.pread(length, at), ffi.new("uint64_t[]", 2 * most)
+    count = check(
+        lib.rl_badblocks_decode(ffi.from_buffer(log), length, sb.bblog_shift, pairs, most), lambda text: f"{member.path}: bad-block log: {text}"
+    )
+    return sorted((pairs[2 * i], pairs[2 * i + 1]) for i in range(count))
+
+
+def close_all(members: Sequence[Member | None]) -> None:
+    """Closes every member that is there."""
+    for member in members:
+        if member is not None:
+            member.close()

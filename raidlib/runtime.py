@@ -1,0 +1,287 @@
+"""The run-time folder of a live array, named after its UUID: who owns it, and how the owner is found.
+
+  lock          an open-file-description lock: who has it is the owner, and it goes with the process, however that ends
+  info.json     `Info`: to find the owner by mount point, member, folder of members or name
+  control.sock  control.py's
+The folder is 0700 and the user's own, else it is refused. It is opened once, and everything in it is reached through that descriptor, so that
+neither a long path (a socket's name has 107 bytes) nor a folder that is swapped meanwhile matters. The next owner cleans up after a dead one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from .errors import AccessError, BusyError, UsageError
+from .model import SCHEMA, Struct
+
+LOCK, INFO, SOCKET = "lock", "info.json", "control.sock"
+INFO_BYTES_MAX = 1 << 20
+_UUID = re.compile(r"[0-9a-f]{8}(?:[:-][0-9a-f]{8}){3}")
+
+
+class Info(Struct):
+    """What the owner of a live array says about itself."""
+
+    schema: int = SCHEMA
+    pid: int
+    uuid: str
+    name: str = ""
+    members: list[str] = []
+    mountpoint: str | None = None
+    volume: str | None = None
+    fs: str = "none"
+    driver: str = "none"
+    started: float = 0.0
+
+
+def runtime_roots() -> list[Path]:
+    """Where run-time folders may lie; a new one goes to the first. $RAIDLIB_RUNTIME_DIR stands for all of them.
+
+    A session and a cron job of one user see different variables, so all of the places are searched.
+    """
+    forced = os.environ.get("RAIDLIB_RUNTIME_DIR")
+    if forced:
+        return [Path(forced).absolute()]
+    uid = os.geteuid()
+    if uid == 0:
+        return [Path("/run/raidlib")]
+    roots = []
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        path = Path(base) / "raidlib" if base else None
+        if path is not None and path not in roots and path.parent.is_dir() and path.parent.stat().st_uid == uid:
+            roots.append(path)
+    return [*roots, Path(f"/tmp/raidlib-{uid}")]
+
+
+def _open_folder(path: Path) -> int:
+    """A descriptor of a folder that is the user's own and nobody else's."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise AccessError(f"{path} is a symbolic link or a file, not a folder: someone may be playing tricks; remove it") from None
+        raise
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(fd)
+        raise AccessError(f"{path} belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; it must be yours alone (0700)")
+    return fd
+
+
+def _make_folder(path: Path) -> int:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _open_folder(path)
+    except FileExistsError:
+        return _open_folder(path)  # says what is wrong with it
+
+
+def _lock_request(kind: int) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+
+
+def lock_file(fd: int) -> bool:
+    """Takes the open-file-description lock on a whole file; False if someone else has it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_request(fcntl.F_WRLCK))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _is_locked(folder: int) -> bool:
+    """Whether somebody holds the lock in a folder. Asks without taking it, so that nobody's attempt is disturbed."""
+    try:
+        fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock_request(fcntl.F_WRLCK))
+        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
+
+
+def _read(folder: int, name: str) -> bytes:
+    """A small file of a folder; empty if it is not there."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return b""
+    with os.fdopen(fd, "rb") as file:
+        return file.read(INFO_BYTES_MAX)
+
+
+def _read_info(folder: int) -> Info | None:
+    try:
+        return msgspec.json.decode(_read(folder, INFO), type=Info)
+    except msgspec.MsgspecError:
+        return None
+
+
+def folder_name(uuid: str) -> str:
+    """The name of an array's run-time folder."""
+    if not _UUID.fullmatch(uuid):
+        raise UsageError(f"{uuid!r} is not the UUID of an array; it has four groups of eight hex digits")
+    return uuid.replace(":", "-")
+
+
+def _folders() -> Iterator[tuple[Path, int]]:
+    """Every run-time folder of this user, with a descriptor for the time of the step."""
+    for root in runtime_roots():
+        try:
+            names = sorted(name for name in os.listdir(root) if _UUID.fullmatch(name))
+        except OSError:
+            continue
+        for name in names:
+            try:
+                fd = _open_folder(root / name)
+            except (OSError, AccessError):
+                continue
+            try:
+                yield root / name, fd
+            finally:
+                os.close(fd)
+
+
+def found(*, alive: bool) -> list[tuple[Path, Info]]:
+    """The arrays that have an owner; or those that a dead owner has left behind. By the order of their start."""
+    result = []
+    for path, fd in _folders():
+        info = _read_info(fd)
+        if info is not None and _is_locked(fd) == alive:
+            result.append((path, info))
+    return sorted(result, key=lambda item: item[1].started)
+
+
+def busy_error(uuid: str, info: Info | None, pid: int | None = None) -> BusyError:
+    """Says who has the array, and the way out."""
+    pid = info.pid if info is not None else pid
+    text = f"array {(info.name if info else '') or uuid} is in use by process {pid or 'unknown'}"
+    if info is not None and info.mountpoint:
+        text += f", mounted at {info.mountpoint}; use it there, or unmount it first: raidlib umount {info.mountpoint}"
+    else:
+        text += "; wait for it, or stop it"
+    return BusyError(text, members=info.members if info else ())
+
+
+class Claim:
+    """The right to be an array's owner on this host, and its run-time folder. Made by `claim()`."""
+
+    def __init__(self, uuid: str, path: Path, folder: int, lock: int) -> None:
+        self.uuid, self.path, self.folder, self._lock = uuid, path, folder, lock
+        self.previous = _read_info(folder)  # of an owner that died, or None
+
+    def publish(self, info: Info) -> None:
+        """Makes the owner known, or its news."""
+        fd = os.open(INFO + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.folder)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(info))
+        os.rename(INFO + ".new", INFO, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+
+    def release(self, *, keep: bool = False) -> None:
+        """Gives the right back. The folder goes, unless `keep` (what lies there is still to be cleaned) or something is mounted below."""
+        if self._lock < 0:
+            return
+        for name in () if keep else os.listdir(self.folder):
+            if name != LOCK:
+                _remove(name, self.folder)
+        try:
+            if not keep and os.listdir(self.folder) == [LOCK]:
+                os.unlink(LOCK, dir_fd=self.folder)
+                os.rmdir(self.path)
+        except OSError:
+            pass  # someone came in between: it is theirs now
+        os.close(self._lock)
+        os.close(self.folder)
+        self._lock = self.folder = -1
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _remove(name: str, folder: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        try:
+            os.rmdir(name, dir_fd=folder)
+        except OSError:
+            pass
+    except OSError:
+        pass
+
+
+def _try_claim(uuid: str, path: Path) -> Claim | None:
+    """None: the folder went away in between."""
+    folder = _make_folder(path)
+    lock = -1
+    try:
+        lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        if not lock_file(lock):
+            pid = _read(folder, LOCK)
+            raise busy_error(uuid, _read_info(folder), int(pid) if pid.isdigit() else None)
+        if os.path.samestat(os.fstat(lock), os.stat(path / LOCK, follow_symlinks=False)):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            return Claim(uuid, path, folder, lock)
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(folder)
+        if lock >= 0:
+            os.close(lock)
+        raise
+    os.close(folder)
+    if lock >= 0:
+        os.close(lock)
+    return None
+
+
+def claim(uuid: str) -> Claim:
+    """Makes this process the array's owner. BusyError with the owner's pid and mount point if there is one."""
+    name = folder_name(uuid)
+    roots = runtime_roots()
+    for path, fd in _folders():
+        if path.name == name and _is_locked(fd):
+            raise busy_error(uuid, _read_info(fd))
+    os.close(_make_folder(roots[0]))
+    for _ in range(100):
+        result = _try_claim(uuid, roots[0] / name)
+        if result is not None:
+            return result
+    raise BusyError(f"{roots[0] / name} comes and goes: array {uuid} is being stopped; try again")
+
+
+def _matches(info: Info, target: str) -> bool:
+    """Whether a mount point, a member, a folder of members or a volume is meant; nothing is looked up on the mount itself."""
+    places = {os.path.abspath(target), real_path(target)}
+    if info.mountpoint in places or info.volume in places:
+        return True
+    members = [{path, os.path.realpath(path)} for path in info.members]
+    if any(places & names for names in members):
+        return True
+    return bool(members) and all(places & {os.path.dirname(name) for name in names} for names in members)
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """realpath(), but the last part is not followed where it cannot be looked at (a mount whose server is dead)."""
+    head, tail = os.path.split(os.path.abspath(path))
+    try:
+        return os.path.realpath(path, strict=True)
+    except OSError:
+        return os.path.join(os.path.realpath(head), tail)
