@@ -2,10 +2,11 @@
 
     python bench/parity.py [--data 8] [--seconds 0.5] [--json FILE] [--only pq]
 
-Figures are GB/s (10^9) of *data* read: k blocks an operation, parity not counted. Rivals of one line are run in turn, round by round,
-so that a noisy machine hits them alike; the figure is the median of the rounds, and the ratio is the median of the rounds' ratios to
-ISA-L at the same instruction set (portable and avx512gfni: to what ISA-L itself chooses, which is AVX-512 here). Both sides are called through the same libffi path
-(function pointers), so the call's cost (about 1 us) is alike. Blocks are 64-byte aligned, as ISA-L demands.
+Figures are GB/s (10^9) of *data* read: k blocks an operation, parity not counted. Rivals of one line are run in turn, round by
+round, so that a noisy machine hits them alike; the figure is the median of the rounds, and the ratio is the median of the rounds'
+ratios to ISA-L at the same instruction set (portable and avx512gfni: to what ISA-L itself chooses, which is AVX-512 here). Both
+sides are called through the same libffi path (function pointers), so the call's cost (about 0.5 us) is alike. Blocks are 64-byte
+aligned, as ISA-L demands. It stores past the cache (xor and pq), raidlib does not: the parity is written out next.
 """
 
 from __future__ import annotations

@@ -211,10 +211,11 @@ uint64_t rl_superblock_sector(uint32_t version, uint64_t member_sectors);
 
 /* Decodes the RL_SB_BYTES of `block`, read at sector `at_sector` of a member of `member_sectors`, as a superblock of `version`.
  * 0; -ENOENT no such superblock here (other magic, or a super_offset of another place); -EBADMSG wrong checksum; -EPROTONOSUPPORT a version, byte order or
- * feature unknown to md; -EINVAL a field out of its range. The text names the field. Hostile input is safe. */
+ * feature unknown to md; -EINVAL a field out of its range. The text names the field. Hostile input is safe; *out is undefined after a failure. dev_roles past
+ * max_dev are RL_ROLE_SPARE. */
 int rl_superblock_decode(const void *block, uint32_t version, uint64_t at_sector, uint64_t member_sectors, struct rl_superblock *out);
 
-/* The RL_SB_BYTES to write at out->super_offset, checksum included. 0.90: `disks` and counts must be up to date: rl_superblock_set_roles does it. */
+/* The RL_SB_BYTES to write at out->super_offset, checksum included. 0.90: `disks` and `this_disk` decide. */
 void rl_superblock_encode(const struct rl_superblock *sb, void *block);
 
 /* Role of the member in its own superblock: dev_roles[dev_number], or RL_ROLE_SPARE. */
@@ -405,7 +406,7 @@ typedef struct rl_sync rl_sync;
 
 struct rl_sync_progress {
     uint32_t kind, state;
-    uint64_t done_bytes, total_bytes; /* of each member */
+    uint64_t start_bytes, done_bytes, total_bytes; /* of each member; start: where it went on */
     uint64_t mismatch_count;          /* sectors */
     uint64_t elapsed_ns;
     int32_t result; /* -errno once FAILED */

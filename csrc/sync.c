@@ -21,7 +21,7 @@ struct rl_sync {
     rl_array *a;
     uint32_t kind;
     _Atomic uint32_t state;
-    _Atomic uint64_t done, total; /* sectors */
+    _Atomic uint64_t start, done, total; /* sectors */
     _Atomic uint64_t mismatches;  /* sectors */
     _Atomic uint64_t min_speed, max_speed;
     _Atomic uint64_t started_ns, elapsed_ns;
@@ -33,6 +33,28 @@ struct rl_sync {
     unsigned found_count;      /* lock */
     uint64_t users_seen, checkpoint_at, checkpoint_ns; /* the running thread's */
 };
+
+static bool is_target(const struct device *d)
+{
+    return d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT;
+}
+
+/* Where recovery must go on: the lowest point that a target has reached. false: there is no target. */
+static bool recovery_start(rl_array *a, uint64_t *sector)
+{
+    bool any = false;
+    *sector = RL_MAX_SECTOR;
+    pthread_rwlock_rdlock(&a->config);
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        if (is_target(d)) {
+            any = true;
+            *sector = rl_min(*sector, atomic_load(&d->recovered));
+        }
+    }
+    pthread_rwlock_unlock(&a->config);
+    return any;
+}
 
 /* ---- life --------------------------------------------------------------------------------------------------------- */
 
@@ -66,6 +88,12 @@ int rl_sync_new(rl_array *a, uint32_t kind, rl_sync **out)
     s->found = found;
     atomic_store(&s->min_speed, 1u << 20);
     bool array_sectors = a->g.level == 10 && kind != RL_SYNC_RECOVER;
+    uint64_t start = 0;
+    if (kind == RL_SYNC_RECOVER ? recovery_start(a, &start) : kind == RL_SYNC_RESYNC) {
+        start = kind == RL_SYNC_RESYNC ? atomic_load(&a->resync) : start;
+        atomic_store(&s->start, start == RL_MAX_SECTOR ? 0 : start);
+        atomic_store(&s->done, atomic_load(&s->start));
+    }
     atomic_store(&s->total, array_sectors ? a->g.array_sectors : a->g.used_sectors);
     pthread_mutex_lock(&a->admin);
     bool busy = a->sync != NULL;
@@ -124,6 +152,7 @@ void rl_sync_progress(const rl_sync *s, struct rl_sync_progress *out)
     bool runs = state == RL_SYNC_RUNNING || state == RL_SYNC_PAUSED;
     *out = (struct rl_sync_progress){.kind = s->kind,
                                      .state = state,
+                                     .start_bytes = atomic_load(&s->start) * RL_SECTOR,
                                      .done_bytes = atomic_load(&s->done) * RL_SECTOR,
                                      .total_bytes = atomic_load(&s->total) * RL_SECTOR,
                                      .mismatch_count = atomic_load(&s->mismatches),
@@ -187,11 +216,6 @@ static void keep_pace(rl_sync *s, uint64_t slice_ns, uint64_t since_start_sector
 }
 
 /* ---- recovery ----------------------------------------------------------------------------------------------------- */
-
-static bool is_target(const struct device *d)
-{
-    return d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT;
-}
 
 static void write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
 {
@@ -289,23 +313,6 @@ static int recover_slice(rl_sync *s, struct request *rq, struct workspace *w, ui
             return rc;
     }
     return 0;
-}
-
-/* Where recovery must go on: the lowest point that a target has reached. false: there is no target. */
-static bool recovery_start(rl_array *a, uint64_t *sector)
-{
-    bool any = false;
-    *sector = RL_MAX_SECTOR;
-    pthread_rwlock_rdlock(&a->config);
-    for (uint32_t i = 0; i < a->device_count; i++) {
-        const struct device *d = a->devices[i];
-        if (is_target(d)) {
-            any = true;
-            *sector = rl_min(*sector, atomic_load(&d->recovered));
-        }
-    }
-    pthread_rwlock_unlock(&a->config);
-    return any;
 }
 
 /* Targets that are complete take their place; an original that was replaced is out. */
@@ -442,6 +449,32 @@ static unsigned majority(struct workspace *w, unsigned count, uint64_t at, uint6
     return best;
 }
 
+/* One copy as its device holds it; a block of it that cannot be read is mended from the others. */
+static int read_copy(struct request *rq, uint32_t device, char *buffer, uint64_t offset, uint64_t length, uint64_t array_offset)
+{
+    uint64_t step = length;
+    for (uint64_t done = 0; done < length;) {
+        struct rl_io io = rl_device_io(rq->a, device, RL_OP_READ, buffer + done, offset + done, step);
+        io.flags = RL_IO_DEVICE;
+        rl_io_run(&io, 1);
+        if (io.result == -ENODEV) {
+            rl_request_failed(rq, device, io.result);
+            return io.result;
+        }
+        if (io.result && step > rq->a->block_bytes) { /* now block by block */
+            step = rq->a->block_bytes;
+            continue;
+        }
+        int rc = io.result ? rl_mirror_fetch(rq, buffer + done, step, array_offset + done) : 0;
+        if (rc)
+            return rc;
+        if (io.result)
+            rl_heal(rq, device, buffer + done, step, offset + done);
+        done += step;
+    }
+    return 0;
+}
+
 static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, uint64_t from, uint64_t sectors)
 {
     rl_array *a = s->a;
@@ -454,14 +487,7 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
             continue;
         if (!rl_workspace_block(w, &w->block[n]))
             return rl_fail(ENOMEM, CALL, -1, 0, "no memory");
-        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, w->block[n], places[i].sector * RL_SECTOR, length);
-        io.flags = RL_IO_DEVICE;
-        rl_io_run(&io, 1);
-        if (io.result == -ENODEV)
-            rl_request_failed(rq, (uint32_t)device, io.result);
-        else if (io.result) /* unreadable in part: by way of the copies, which mends it */
-            io.result = rl_mirror_fetch(rq, w->block[n], length, from * RL_SECTOR);
-        if (io.result == 0)
+        if (read_copy(rq, (uint32_t)device, w->block[n], places[i].sector * RL_SECTOR, length, from * RL_SECTOR) == 0)
             there[n++] = places[i];
     }
     for (uint64_t at = 0, step = 0; n > 1 && at < length; at += step) {

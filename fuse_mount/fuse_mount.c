@@ -98,12 +98,10 @@ struct rl_fuse {
     atomic_int idle;       /* threads that wait for a request, or will without further ado */
     atomic_int error;      /* -errno that ended the connection, 0 */
     atomic_int protection; /* RL_FUSE_* bits, -EAGAIN before rl_fuse_run() */
-
     pthread_mutex_t mount_lock;
     struct fuse_session *session; /* mount_lock, see F3; NULL once rl_fuse_run() has ended */
     bool mounted, running, asked; /* mount_lock; asked: to stop */
     int hold;                     /* mount_lock; `volume`, opened by the first stop, or -1 */
-
     pthread_mutex_t thread_lock;
     unsigned thread_count;          /* thread_lock */
     pthread_t threads[THREADS_MAX]; /* thread_lock; those that rl_fuse_run() joins */
@@ -405,6 +403,8 @@ static void serve(struct rl_fuse *fuse, char *start)
             atomic_store(&fuse->error, -errno);
         if (got < 0)
             break;
+        if (((const struct fuse_in_header *)start)->opcode == FUSE_NOTIFY_REPLY)
+            continue; /* a wake-up; libfuse would lose the memory of one that it did not ask for */
         if (atomic_fetch_sub(&fuse->idle, 1) == 1)
             start_thread(fuse);
         struct fuse_buf request = {.size = (size_t)got, .mem = start};

@@ -1,23 +1,21 @@
 """A live array has one owner, a process; everyone else reaches it by its control socket.
 
-Requests and replies are JSON documents, one a line (`Request`, `Reply`); the descriptors of new members come along with the request's bytes, so
-that a member is opened with the rights and in the working directory of who asks. The socket lies in the array's run-time folder (runtime.py).
+Requests and replies are JSON documents, one a line (`Request`, `Reply`); the descriptors of new members come along with the request's
+bytes, so that a member is opened with the rights and in the working directory of who asks. The socket lies in the run-time folder
+of the array (runtime.py).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import inspect
 import os
-import re
 import socket
-import stat
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +24,9 @@ import msgspec
 from . import array as _array
 from . import errors
 from .errors import AccessError, BusyError, RaidError, UsageError
-from .member import Member
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
+from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, open_folder, remove_entry
 
-LOCK, INFO, SOCKET = "lock", "info.json", "control.sock"
 MEMBER_WORDS = ("faulty", "failed", "detached", "missing")  # what mdadm takes in the place of a member's name
 LINE_BYTES_MAX = 1 << 20  # of a request
 REPLY_BYTES_MAX = 64 << 20
@@ -42,11 +39,11 @@ QUIESCE_S = 5.0
 CONNECTIONS_MAX = 64
 EVENTS_MAX = 256
 JOBS_MAX = 16  # ended ones that can still be asked about
-_UUID = re.compile(r"[0-9a-f]{8}(?:[:-][0-9a-f]{8}){3}")
+MAYBE_JOB: Any = tuple[int, str] | None  # what verbs that may start a job answer: its number and kind
 T = TypeVar("T")
 
 
-class Failure(Struct):
+class Failure(Struct, frozen=True, kw_only=True):
     """A RaidError on its way through the socket."""
 
     kind: str = msgspec.field(name="class")
@@ -74,7 +71,7 @@ class Failure(Struct):
         return classes.get(self.kind, RaidError)(self.message, members=self.members, errno=self.errno)
 
 
-class Request(Struct):
+class Request(Struct, frozen=True, kw_only=True):
     """One line from a client."""
 
     schema: int = SCHEMA
@@ -83,7 +80,7 @@ class Request(Struct):
     descriptors: int = 0
 
 
-class Reply(Struct):
+class Reply(Struct, frozen=True, kw_only=True):
     """One line to a client: any number of "progress", then "result" or "error"."""
 
     schema: int = SCHEMA
@@ -155,8 +152,8 @@ def socket_path(folder: int) -> str:
 class Owner:
     """Serves an array's control socket, on threads of its own: one that accepts, one a connection, one that collects events.
 
-    `info` says what others should know (made from the array if None), `notes` are added to the status. `on_stop` is what "stop" does before it
-    is answered, and raises where that is not possible now; without it the array is closed. After it, `ended` is set.
+    `info` says what others should know (made from the array if None), `notes` are added to the status. `on_stop` is what "stop" does before
+    it is answered, and raises where that is not possible now; without it the array is closed. After it, `ended` is set.
     """
 
     def __init__(
@@ -171,7 +168,7 @@ class Owner:
     ) -> None:
         self.array, self.notes = array, list(notes)
         self._claim, self._owns_claim = held or claim(array.uuid), held is None
-        self.info = info or Info(pid=os.getpid(), uuid=array.uuid, name=array.name, started=time.time(), members=self._members())
+        self.info = info or Info(pid=os.getpid(), uuid=array.uuid, name=array.name, started=time.time(), members=self.members())
         self.ended = threading.Event()
         self._on_stop, self._on_event = on_stop, on_event
         self._closing = threading.Event()
@@ -183,13 +180,13 @@ class Owner:
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
 
-    def _members(self) -> list[str]:
+    def members(self) -> list[str]:
         """The paths that an array lies on, those that are set aside included."""
-        return [member.path for member in self.array.status().members if member.path]
+        return [member.path for member in self.array.status().members if member.path and member.path != "missing"]
 
     def start(self) -> None:
         """Opens the socket, and publishes info.json."""
-        _remove(SOCKET, self._claim.folder)
+        remove_entry(SOCKET, self._claim.folder)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             listener.bind(socket_path(self._claim.folder))
@@ -227,7 +224,7 @@ class Owner:
             for lines in self._connections:
                 _shut(lines.connection)
         self._threads[0].join(QUIESCE_S)
-        _remove(SOCKET, self._claim.folder)
+        remove_entry(SOCKET, self._claim.folder)
         if self._owns_claim:
             self._claim.release()
 
@@ -305,10 +302,13 @@ class Owner:
                 raise UsageError(f"{request.descriptors} descriptors were announced, {len(lines.descriptors)} came")
             if self._closing.is_set():
                 raise BusyError(f"array {self.info.name or self.info.uuid} is being stopped")
-            arguments = inspect.signature(verb).bind(lines, **request.args)
+            try:
+                arguments = inspect.signature(verb).bind(lines, **request.args)
+            except TypeError as error:
+                raise UsageError(f"{request.verb}: {error}") from None
             return Reply(kind="result", value=verb(*arguments.args, **arguments.kwargs))
-        except (msgspec.MsgspecError, TypeError) as error:
-            return Reply(kind="error", error=Failure.of(UsageError(f"no request: {error}")))
+        except msgspec.MsgspecError as error:
+            return Reply(kind="error", error=Failure.of(UsageError(f"this is no request: {error}")))
         except Exception as error:
             return Reply(kind="error", error=Failure.of(error))
 
@@ -317,7 +317,7 @@ class Owner:
         number = 0
         while not self._closing.is_set():
             try:
-                event = self.array.next_event(0.5)
+                event = self.array.next_event(0.2)
             except RaidError:
                 return
             if event is None:
@@ -340,7 +340,7 @@ class Owner:
         """A member as the array knows it: two names of one file are the same member."""
         if isinstance(member, int) or member in MEMBER_WORDS:
             return member
-        paths = [known.path for known in self.array.status().members if known.path]
+        paths = self.members()
         if member in paths:
             return member
         real = os.path.realpath(member)
@@ -380,33 +380,33 @@ class Owner:
     def _verb_fail(self, _lines: Lines, member: int | str) -> None:
         self.array.fail(self._known(member))
 
-    def _verb_remove(self, _lines: Lines, member: int | str) -> None:
-        self.array.remove(self._known(member))
+    def _verb_remove(self, _lines: Lines, member: int | str) -> list[str]:
+        removed: list[str] = self.array.remove(self._known(member))
+        self.publish(members=self.members())
+        return removed
 
-    def _with_member(self, call: Callable[[Any], Any], lines: Lines, path: str) -> tuple[int, str] | None:
+    def _with_member(self, call: Callable[[str], Any], lines: Lines, path: str) -> tuple[int, str] | None:
+        """Takes in the file that the client opened: by its name if that means the same here, else by the descriptor, which stays open."""
         if len(lines.descriptors) != 1:
             raise UsageError("one descriptor, the new member's, must come with this request")
-        member = Member.from_fd(lines.descriptors.pop(), path, direct=True)
         try:
-            job = call(member)
-        except BaseException:
-            member.close()
-            raise
-        self.publish(members=self._members())
+            same = os.path.samestat(os.fstat(lines.descriptors[0]), os.stat(path))
+        except OSError:
+            same = False
+        job = call(path if same else f"/proc/self/fd/{lines.descriptors[0]}")
+        if not same:
+            lines.descriptors.clear()
+        self.publish(members=self.members())
         return None if job is None else self._number(job)
 
-    def _verb_add(self, lines: Lines, path: str) -> tuple[int, str] | None:
-        return self._with_member(self.array.add, lines, path)
+    def _verb_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
+        return self._with_member(lambda new: self.array.add(new, force=force), lines, path)
 
-    def _verb_re_add(self, lines: Lines, path: str) -> tuple[int, str] | None:
-        return self._with_member(self.array.re_add, lines, path)
+    def _verb_re_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
+        return self._with_member(lambda new: self.array.re_add(new, force=force), lines, path)
 
-    def _verb_replace(self, lines: Lines, member: int | str, path: str | None = None) -> tuple[int, str] | None:
-        old = self._known(member)
-        if path is not None:
-            return self._with_member(lambda new: self.array.replace(old, new), lines, path)
-        job = self.array.replace(old)
-        return None if job is None else self._number(job)
+    def _verb_replace(self, lines: Lines, member: int | str, path: str) -> tuple[int, str] | None:
+        return self._with_member(lambda new: self.array.replace(self._known(member), new), lines, path)
 
     def _verb_check(self, _lines: Lines) -> tuple[int, str]:
         return self._number(self.array.check())
@@ -578,9 +578,10 @@ class Client:
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            folder = _open_folder(self.folder)
+            folder = open_folder(self.folder)
             try:
-                connection.settimeout(ANSWER_S)
+                # without settimeout(), which would make a full queue an error instead of a wait
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(ANSWER_S), 0))
                 connection.connect(socket_path(folder))
             finally:
                 os.close(folder)
@@ -615,7 +616,7 @@ class Client:
                 if reply.kind == "error" and reply.error is not None:
                     raise reply.error.exception()
                 if reply.kind == "result":
-                    return msgspec.convert(reply.value, kind)  # type: ignore[arg-type]  # None is a type to msgspec
+                    return msgspec.convert(reply.value, kind)
                 if on_progress is not None:
                     on_progress(msgspec.convert(reply.value, JobStatus))
         except TimeoutError:
@@ -639,17 +640,16 @@ class Client:
         """A verb that hands over a new member, opened with the rights of the caller."""
         name = os.path.abspath(path)
         try:
-            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(os.stat(name).st_mode) else 0)
-            fd = os.open(name, flags)
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             kind = UsageError if error.errno in (errno.ENOENT, errno.EISDIR) else None
             text = f"{name}: {error.strerror}"
             raise (kind(text, members=[name]) if kind else errors.from_errno(error.errno or errno.EIO, text, members=[name])) from None
         try:
-            answer = self._call(verb, tuple[int, str] | None, descriptors=[fd], path=name, **args)  # type: ignore[arg-type]
+            answer: tuple[int, str] | None = self._call(verb, MAYBE_JOB, descriptors=[fd], path=name, **args)
         finally:
             os.close(fd)
-        return RemoteJob(self, *answer) if answer is not None else None  # type: ignore[misc]
+        return None if answer is None else RemoteJob(self, *answer)
 
     def ping(self) -> int:
         """The owner's pid, by itself."""
@@ -662,30 +662,28 @@ class Client:
     @property
     def job(self) -> RemoteJob | None:
         """The job that runs, or the last one."""
-        answer: tuple[int, str] | None = self._call("current_job", tuple[int, str] | None)  # type: ignore[arg-type]
-        return RemoteJob(self, *answer) if answer is not None else None
+        answer: tuple[int, str] | None = self._call("current_job", MAYBE_JOB)
+        return None if answer is None else RemoteJob(self, *answer)
 
     def fail(self, member: int | str) -> None:
         """Marks a member faulty."""
         self._call("fail", None, member=_name(member))
 
-    def remove(self, member: int | str) -> None:
-        """Lets go of a faulty member or a spare."""
-        self._call("remove", None, member=_name(member))
+    def remove(self, member: int | str) -> list[str]:
+        """Lets go of a faulty member or a spare, or of all that are "faulty"; their paths."""
+        return self._call("remove", list[str], member=_name(member))
 
-    def add(self, path: str | os.PathLike[str]) -> RemoteJob | None:
+    def add(self, path: str | os.PathLike[str], *, force: bool = False) -> RemoteJob | None:
         """Takes a new member in; the job that rebuilds onto it, or None for a spare."""
-        return self._with_member("add", path)
+        return self._with_member("add", path, force=force)
 
-    def re_add(self, path: str | os.PathLike[str]) -> RemoteJob | None:
+    def re_add(self, path: str | os.PathLike[str], *, force: bool = False) -> RemoteJob | None:
         """Takes a former member back."""
-        return self._with_member("re_add", path)
+        return self._with_member("re_add", path, force=force)
 
-    def replace(self, member: int | str, path: str | os.PathLike[str] | None = None) -> RemoteJob | None:
-        """Rebuilds onto a new member (or a spare) while the old one stays in use."""
-        if path is not None:
-            return self._with_member("replace", path, member=_name(member))
-        return self._job("replace", member=_name(member))
+    def replace(self, member: int | str, path: str | os.PathLike[str]) -> RemoteJob | None:
+        """Rebuilds onto a new member while the old one stays in use."""
+        return self._with_member("replace", path, member=_name(member))
 
     def check(self) -> RemoteJob:
         """Counts what does not agree."""
@@ -701,7 +699,7 @@ class Client:
 
     def next_event(self, timeout: float | None = None) -> Event | None:
         """The oldest event that this client has not seen; None after `timeout` seconds."""
-        news: list[tuple[int, Event]] = self._call("events", list[tuple[int, Event]], answer_s=None, after=self._seen, limit=1, timeout=timeout)
+        news = self._call("events", list[tuple[int, Event]], answer_s=None, after=self._seen, limit=1, timeout=timeout)
         if not news:
             return None
         self._seen = news[0][0]
@@ -719,11 +717,11 @@ class Client:
     def is_alive(self) -> bool:
         """Whether the array has an owner (still)."""
         try:
-            folder = _open_folder(self.folder)
+            folder = open_folder(self.folder)
         except (OSError, AccessError):
             return False
         try:
-            return _is_locked(folder)
+            return is_locked(folder)
         finally:
             os.close(folder)
 
@@ -731,7 +729,7 @@ class Client:
 def _uuid_of(target: Any) -> str | None:
     """The UUID by the superblock of the first member that has one."""
     try:
-        return next(iter(_array.examine(path).uuid for path in _array.resolve(target) if path is not None), None)
+        return next(iter(_array.examine(path).uuid for path in _array.resolve(target)), None)
     except (RaidError, OSError):
         return None
 
@@ -743,14 +741,14 @@ def search(target: Any, *, alive: bool = True) -> tuple[Path, Info] | None:
         return None
     if isinstance(target, (str, os.PathLike)):
         text = os.fspath(target)
-        if _UUID.fullmatch(text):
+        if UUID.fullmatch(text):
             return next((item for item in known if item[1].uuid == text.replace("-", ":")), None)
-        hits = [item for item in known if _matches(item[1], text)]
+        hits = [item for item in known if matches(item[1], text)]
         if not hits and os.sep not in text:
             hits = [item for item in known if text in (item[1].name, item[1].name.partition(":")[2])]
     else:
         paths = [os.fspath(path) for path in target if isinstance(path, (str, os.PathLike)) and path != "missing"]
-        hits = [item for item in known if any(_matches(item[1], path) for path in paths)]
+        hits = [item for item in known if any(matches(item[1], path) for path in paths)]
     if len(hits) > 1:
         raise UsageError(f"{target} may mean {' or '.join(item[1].uuid for item in hits)}; give the mount point or the UUID")
     if not hits:

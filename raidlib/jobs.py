@@ -55,7 +55,7 @@ class Job:
         p = ffi.new("struct rl_sync_progress *")
         lib.rl_sync_progress(self._sync, p)
         elapsed = p.elapsed_ns / 1e9
-        rate = p.done_bytes / elapsed if elapsed > 0 else 0.0
+        rate = max(0, p.done_bytes - p.start_bytes) / elapsed if elapsed > 0 else 0.0
         left = (p.total_bytes - p.done_bytes) / rate if rate > 0 else None
         state = _STATES[p.state]
         return JobStatus(

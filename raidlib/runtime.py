@@ -3,8 +3,9 @@
   lock          an open-file-description lock: who has it is the owner, and it goes with the process, however that ends
   info.json     `Info`: to find the owner by mount point, member, folder of members or name
   control.sock  control.py's
-The folder is 0700 and the user's own, else it is refused. It is opened once, and everything in it is reached through that descriptor, so that
-neither a long path (a socket's name has 107 bytes) nor a folder that is swapped meanwhile matters. The next owner cleans up after a dead one.
+The folder is 0700 and the user's own, else it is refused. It is opened once, and everything in it is reached through that descriptor,
+so that neither a long path (a socket's name has 107 bytes) nor a folder that is swapped meanwhile matters. The next owner cleans up
+after a dead one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from .model import SCHEMA, Struct
 
 LOCK, INFO, SOCKET = "lock", "info.json", "control.sock"
 INFO_BYTES_MAX = 1 << 20
-_UUID = re.compile(r"[0-9a-f]{8}(?:[:-][0-9a-f]{8}){3}")
+UUID = re.compile(r"[0-9a-f]{8}(?:[:-][0-9a-f]{8}){3}")
 
 
-class Info(Struct):
+class Info(Struct, frozen=True, kw_only=True):
     """What the owner of a live array says about itself."""
 
     schema: int = SCHEMA
@@ -62,7 +63,7 @@ def runtime_roots() -> list[Path]:
     return [*roots, Path(f"/tmp/raidlib-{uid}")]
 
 
-def _open_folder(path: Path) -> int:
+def open_folder(path: Path) -> int:
     """A descriptor of a folder that is the user's own and nobody else's."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -73,16 +74,18 @@ def _open_folder(path: Path) -> int:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(fd)
-        raise AccessError(f"{path} belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; it must be yours alone (0700)")
+        raise AccessError(
+            f"{path} belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; it must be yours alone (0700)"
+        )
     return fd
 
 
 def _make_folder(path: Path) -> int:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _open_folder(path)
+        return open_folder(path)
     except FileExistsError:
-        return _open_folder(path)  # says what is wrong with it
+        return open_folder(path)  # says what is wrong with it
 
 
 def _lock_request(kind: int) -> bytes:
@@ -100,7 +103,7 @@ def lock_file(fd: int) -> bool:
     return True
 
 
-def _is_locked(folder: int) -> bool:
+def is_locked(folder: int) -> bool:
     """Whether somebody holds the lock in a folder. Asks without taking it, so that nobody's attempt is disturbed."""
     try:
         fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -132,7 +135,7 @@ def _read_info(folder: int) -> Info | None:
 
 def folder_name(uuid: str) -> str:
     """The name of an array's run-time folder."""
-    if not _UUID.fullmatch(uuid):
+    if not UUID.fullmatch(uuid):
         raise UsageError(f"{uuid!r} is not the UUID of an array; it has four groups of eight hex digits")
     return uuid.replace(":", "-")
 
@@ -141,12 +144,12 @@ def _folders() -> Iterator[tuple[Path, int]]:
     """Every run-time folder of this user, with a descriptor for the time of the step."""
     for root in runtime_roots():
         try:
-            names = sorted(name for name in os.listdir(root) if _UUID.fullmatch(name))
+            names = sorted(name for name in os.listdir(root) if UUID.fullmatch(name))
         except OSError:
             continue
         for name in names:
             try:
-                fd = _open_folder(root / name)
+                fd = open_folder(root / name)
             except (OSError, AccessError):
                 continue
             try:
@@ -160,7 +163,7 @@ def found(*, alive: bool) -> list[tuple[Path, Info]]:
     result = []
     for path, fd in _folders():
         info = _read_info(fd)
-        if info is not None and _is_locked(fd) == alive:
+        if info is not None and is_locked(fd) == alive:
             result.append((path, info))
     return sorted(result, key=lambda item: item[1].started)
 
@@ -190,15 +193,17 @@ class Claim:
             file.write(msgspec.json.encode(info))
         os.rename(INFO + ".new", INFO, src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
-    def release(self, *, keep: bool = False) -> None:
-        """Gives the right back. The folder goes, unless `keep` (what lies there is still to be cleaned) or something is mounted below."""
+    def release(self) -> None:
+        """Gives the right back, and removes the folder; but not while something that is to be cleaned is mounted below."""
         if self._lock < 0:
             return
-        for name in () if keep else os.listdir(self.folder):
-            if name != LOCK:
-                _remove(name, self.folder)
+        names = sorted(set(os.listdir(self.folder)) - {LOCK}, key=lambda name: not (self.path / name).is_dir())
+        for name in names:
+            remove_entry(name, self.folder)
+            if (self.path / name).is_dir():
+                break
         try:
-            if not keep and os.listdir(self.folder) == [LOCK]:
+            if os.listdir(self.folder) == [LOCK]:
                 os.unlink(LOCK, dir_fd=self.folder)
                 os.rmdir(self.path)
         except OSError:
@@ -214,7 +219,8 @@ class Claim:
         self.release()
 
 
-def _remove(name: str, folder: int) -> None:
+def remove_entry(name: str, folder: int) -> None:
+    """Removes a file or an empty directory of a folder; what does not go stays."""
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:
@@ -228,7 +234,10 @@ def _remove(name: str, folder: int) -> None:
 
 def _try_claim(uuid: str, path: Path) -> Claim | None:
     """None: the folder went away in between."""
-    folder = _make_folder(path)
+    try:
+        folder = _make_folder(path)
+    except FileNotFoundError:
+        return None
     lock = -1
     try:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -257,7 +266,7 @@ def claim(uuid: str) -> Claim:
     name = folder_name(uuid)
     roots = runtime_roots()
     for path, fd in _folders():
-        if path.name == name and _is_locked(fd):
+        if path.name == name and is_locked(fd):
             raise busy_error(uuid, _read_info(fd))
     os.close(_make_folder(roots[0]))
     for _ in range(100):
@@ -267,7 +276,7 @@ def claim(uuid: str) -> Claim:
     raise BusyError(f"{roots[0] / name} comes and goes: array {uuid} is being stopped; try again")
 
 
-def _matches(info: Info, target: str) -> bool:
+def matches(info: Info, target: str) -> bool:
     """Whether a mount point, a member, a folder of members or a volume is meant; nothing is looked up on the mount itself."""
     places = {os.path.abspath(target), real_path(target)}
     if info.mountpoint in places or info.volume in places:

@@ -1,7 +1,7 @@
 """The codes (csrc/parity.c, parity_x86.c, raidlib/codec.py): every kernel against the portable one, all of them against galois.
 
-The oracle is galois' field GF(2^8, 0x11d): its matrix products and its rank. The matrix of `rs` is made here anew from the formula, with
-galois' division. What is exhaustive: all products, k = 2..32 with every pair of losses (P+Q), every loss of up to m blocks of small stripes.
+The oracle is galois' field GF(2^8, 0x11d): its matrix products and determinants. The matrix of `rs` is made here anew from the formula,
+with galois' division. Exhaustive: all products, k = 2..32 with every pair of losses (P+Q), every loss of up to m blocks of small stripes.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def test_update_at_any_length(kernel: str) -> None:
             old, new = noise(2, length + 3)
             parity = noise(m, length + 5, m)
             before = parity.copy()
-            codec.RS(9, m, kernel=kernel).update(5, old[3:], new[1:][: length], [row[2 : 2 + length] for row in parity])
+            codec.RS(9, m, kernel=kernel).update(5, old[3:], new[1:][:length], [row[2 : 2 + length] for row in parity])
             delta = (old[3:] ^ new[1:][:length]).reshape(1, length)
             if length:
                 before[:, 2 : 2 + length] ^= product(matrix(max(m, 2), 9)[:m, 5:6], delta)
@@ -323,8 +323,8 @@ def stripe_cached(k: int, m: int) -> Bytes:
 
 
 def test_locate_does_not_accuse_where_two_lie() -> None:
-    """Two liars at different bytes: never one. At the same byte: with three parities never a wrong one, unexplained; with two, Q and P both off
-    look like a data block's lie, and beyond the last data block it must say so."""
+    """Two liars at different bytes are never taken for one; at the same byte neither, from three parities on. With two parities, P and Q
+    both off look like a data block's lie; where there is no such block it must say so."""
     for k, m in ((8, 2), (8, 3), (5, 6)):
         blocks = stripe_cached(k, m)
         for a, b in itertools.combinations(range(k + m), 2):

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from raidlib.engine import ffi, lib
 
 MAX = lib.RL_MAX_SECTOR
@@ -440,6 +441,7 @@ WRONG = [
     (102, 96, "i", 0, errno.EINVAL, "bitmap_offset"),
     (102, 96, "i", -9, errno.EINVAL, "bitmap_offset"),
     (102, 96, "i", MEMBER - 8, errno.EINVAL, "bitmap_offset"),
+    (102, 96, "i", MEMBER, errno.EINVAL, "bitmap_offset"),
     (102, 128, "Q", 8, errno.EINVAL, "data_offset"),
     (102, 128, "Q", 0, errno.EINVAL, "data_offset"),
     (102, 128, "Q", MEMBER + 1, errno.EINVAL, "data_offset"),
@@ -557,7 +559,11 @@ def test_a_member_that_shrank(version):
     at = lib.rl_superblock_sector(version, MEMBER)
     word = "super_offset" if version == 100 else "data_size"
     assert refused(encode(example_1(version)), version, errno.EINVAL, word, at=at, member=MEMBER - 24)
-    assert refused(encode(example_90()), 90, errno.EINVAL, "superblock", at=130944, member=130944)
+    if version == 100:
+        assert refused(encode(example_1(100)), 100, errno.EINVAL, "super_offset", at=at, member=at + 7)
+        assert decoded(encode(example_1(100)), 100, at=at, member=at + 8)
+    for sectors in (130944, 130951):
+        assert refused(encode(example_90()), 90, errno.EINVAL, "superblock", at=130944, member=sectors)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -17,7 +17,8 @@ program = Program(
     "raidlib",
     help="""RAID in user space: redundant arrays on files and disks, in Linux md's own format, without root and without a kernel driver.
 
-    An ARRAY is a directory that holds the members, a mount point, one member of it, or a list of members separated by commas. All verbs
+    An ARRAY is a directory that holds the members, a mount point, or a list of members (with commas between
+    them where a verb takes other words too). All verbs
     work alike on a mounted array and on one that is at rest.
 
     \b
@@ -25,6 +26,7 @@ program = Program(
       raidlib mount tank /mnt/tank
       raidlib detail tank
     """,
+    subcommand_metavar="VERB ...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
     Exit codes: 0 done; 3 refused for safety; 64 usage; 69 a facility is missing; 70 a bug of raidlib;

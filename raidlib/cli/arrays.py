@@ -19,7 +19,7 @@ from . import base, content, render
 from .base import OK, json_option, source_argument, yes_option
 
 
-@click.command()
+@click.command(short_help="Make an array.")
 @click.argument("target", nargs=-1, required=True, metavar="DIR|MEMBER...")
 @click.option("--level", "-l", required=True, metavar="L", help="linear, 0, 1, 4, 5, 6, 10.")
 @click.option("--raid-devices", "-n", type=click.IntRange(1), metavar="N", help="Number of members that hold data and redundancy.")
@@ -39,12 +39,17 @@ from .base import OK, json_option, source_argument, yes_option
 @click.option("--assume-clean", is_flag=True, help="Do not bring the redundancy into step first: it is known to fit.")
 @click.option("--preallocate", is_flag=True, help="Reserve the space of the files now.")
 @click.option("--mkfs", type=click.Choice(["ext4", "ext3", "ext2"]), help="Put a file system on it.")
-@click.option("--from-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="Fill it with this tree of files (implies --mkfs ext4).")
+@click.option(
+    "--from-dir",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Fill it with this tree of files (implies --mkfs ext4).",
+)
 @base.wait_option
 @yes_option
 @json_option
 def create(target: tuple[str, ...], mkfs: str | None, from_dir: str | None, wait: bool, yes: bool, as_json: bool, **options: Any) -> int:
-    """Make an array: files in a directory, or of members that exist.
+    r"""Make an array: files in a directory, or of members that exist.
 
     Where a slot has no member yet, say the word `missing`. Asks before it overwrites anything.
 
@@ -77,7 +82,8 @@ def create(target: tuple[str, ...], mkfs: str | None, from_dir: str | None, wait
     if as_json:
         base.document("create", status=status)
     else:
-        click.echo(f"{base.name_of(place)}: {status.level} of {render.count_of(status.raid_devices, 'member')}, {format_size(status.size)}, UUID {status.uuid}")
+        members = render.count_of(status.raid_devices, "member")
+        click.echo(f"{base.name_of(place)}: {status.level} of {members}, {format_size(status.size)}, UUID {status.uuid}")
     return OK
 
 
@@ -97,12 +103,12 @@ def open_new(place: Any, options: dict[str, Any], yes: bool) -> Any:
         return arrays.create(place, force=True, **options)
 
 
-@click.command()
+@click.command(short_help="Show a member's superblock.")
 @click.argument("members", nargs=-1, required=True, metavar="MEMBER...")
 @click.option("--export", "as_export", is_flag=True, help="mdadm's MD_* keys.")
 @json_option
 def examine(members: tuple[str, ...], as_export: bool, as_json: bool) -> int:
-    """Show what a member's superblock says.
+    r"""Show what a member's superblock says.
 
     Reads only. A directory stands for all members in it.
 
@@ -130,13 +136,13 @@ def examine(members: tuple[str, ...], as_export: bool, as_json: bool) -> int:
     return code
 
 
-@click.command()
+@click.command(short_help="Show the state of an array, running or not.")
 @source_argument
 @click.option("--test", "-t", is_flag=True, help="Exit with 0 whole, 1 degraded, 2 failed, 4 cannot tell.")
 @click.option("--export", "as_export", is_flag=True, help="mdadm's MD_* keys.")
 @json_option
 def detail(array: tuple[str, ...], test: bool, as_export: bool, as_json: bool) -> int:
-    """Show the state of an array, running or not: its members, what it can still lose, what to do.
+    r"""Show the state of an array, running or not: its members, what it can still lose, what to do.
 
     Changes nothing.
 
@@ -177,12 +183,12 @@ def look(source: base.Source) -> tuple[Status | None, Any, bool]:
         return array.status(), plan, False
 
 
-@click.command()
+@click.command(short_help="Check whether members make an array, and why not.")
 @source_argument
 @base.start_options
 @json_option
 def assemble(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int:
-    """Check whether members make an array, and say which would be used, which not, and why.
+    r"""Check whether members make an array, and say which would be used, which not, and why.
 
     Changes nothing and leaves nothing running: `mount` and all other verbs assemble by themselves.
 
@@ -202,14 +208,14 @@ def assemble(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> i
     return OK
 
 
-@click.command()
+@click.command(short_help="Copy an array's content into a file.")
 @source_argument
 @click.argument("file", metavar="FILE")
 @base.start_options
 @yes_option
 @json_option
 def export(array: tuple[str, ...], file: str, run: bool, force: bool, yes: bool, as_json: bool) -> int:
-    """Copy the content of an array into a sparse file, or to standard output (`-`).
+    r"""Copy the content of an array into a sparse file, or to standard output (`-`).
 
     Reads only: a degraded array is reconstructed on the way.
 
@@ -232,7 +238,11 @@ def export(array: tuple[str, ...], file: str, run: bool, force: bool, yes: bool,
             sparse = not to_stdout and stat.S_ISREG(os.fstat(out.fileno()).st_mode)
             with content.reader(handle, status, live) as read:
                 written = content.copy_out(
-                    read, status.size, out, sparse=sparse, report=lambda done, total, rate, eta: meter.show("exporting", done, total, rate, eta)
+                    read,
+                    status.size,
+                    out,
+                    sparse=sparse,
+                    report=lambda done, total, rate, eta: meter.show("exporting", done, total, rate, eta),
                 )
         finally:
             if not to_stdout:
@@ -244,12 +254,12 @@ def export(array: tuple[str, ...], file: str, run: bool, force: bool, yes: bool,
     return OK
 
 
-@click.command("zero-superblock")
+@click.command("zero-superblock", short_help="Erase a member's superblock.")
 @click.argument("members", nargs=-1, required=True, metavar="MEMBER...")
 @yes_option
 @json_option
 def zero_superblock(members: tuple[str, ...], yes: bool, as_json: bool) -> int:
-    """Erase the superblock of a member, so that it belongs to no array any more. Asks first.
+    r"""Erase the superblock of a member, so that it belongs to no array any more. Asks first.
 
     \b
       raidlib zero-superblock old.img

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,10 @@ Source = str | list[str]
 class Program(click.Group):
     """The group of all verbs; turns every exception into one line and the exit code that DESIGN.md section 5 gives it."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> NoReturn:  # type: ignore[override]
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Runs and exits; never returns. Click's own 2 for wrong usage would read as "failed", so it becomes 64."""
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name or "raidlib", **{**extra, "standalone_mode": False})
             sys.stdout.flush()
         except BrokenPipeError:  # the reader went away (`| head`); python would complain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -46,13 +47,14 @@ class Program(click.Group):
             code = INTERRUPTED
         except RaidError as error:
             say(str(error))
-            code = BUG if error.exit_code == BUG else error.exit_code
+            code = error.exit_code
         except OSError as error:
             code = from_errno(error.errno or 0, "").exit_code
             say(f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror or error}")
         except Exception as error:
             code = BUG
-            say(f"this is a bug of raidlib: {type(error).__name__}: {error}. Please report it with the output of RAIDLIB_DEBUG=1 {command_line()}")
+            what = f"{type(error).__name__}: {error}"
+            say(f"this is a bug of raidlib: {what}. Please report it, with the output of RAIDLIB_DEBUG=1 {command_line()}")
             if os.environ.get("RAIDLIB_DEBUG", "") not in ("", "0"):
                 traceback.print_exc()
         sys.exit(code if isinstance(code, int) else OK)
@@ -77,8 +79,13 @@ def command_line() -> str:
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    for line in text.splitlines():
+    for line in for_people(text).splitlines():
         click.echo(line if line.startswith("raidlib: ") else f"raidlib: {line}", err=True)
+
+
+def for_people(text: str) -> str:
+    """A message of the library without the words for programmers beside the option: "--run (run=True)"."""
+    return re.sub(r" \((?:run|force)=True\)|, mode='r'(?=\))", "", text)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -101,7 +108,7 @@ def plain(value: Any) -> Any:
 # --- Options ----------------------------------------------------------------------------------------------------------
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes, with K, M, G or T."""
 
     name = "size"
@@ -166,7 +173,9 @@ def member_of(source: Source, word: str) -> int | str:
 def must_exist(source: Source) -> None:
     """A word that is neither a path nor a running array."""
     if isinstance(source, str) and not os.path.exists(source):
-        raise UsageError(f"{source} does not exist, and no running array has this name; an array is a directory of members, a mount point or a member")
+        raise UsageError(
+            f"{source} does not exist, and no running array has this name; an array is a directory of members, a mount point or a member"
+        )
 
 
 @contextlib.contextmanager

@@ -40,7 +40,9 @@ def find_tool(name: str, package: str) -> str:
     return path
 
 
-def make_file_system(array: Any, status: Status, *, kind: str, tree: str | None, work_dir: str, blank: bool, report: Report | None = None) -> None:
+def make_file_system(
+    array: Any, status: Status, *, kind: str, tree: str | None, work_dir: str, blank: bool, report: Report | None = None
+) -> None:
     """mke2fs into a sparse image in `work_dir`, with the files of `tree`; its data then goes into the array. No mount, no root."""
     tool = find_tool("mke2fs", "e2fsprogs")
     command = [tool, "-q", "-F", "-t", kind, *(["-L", status.name[:16]] if status.name.isascii() else [])]
@@ -54,7 +56,9 @@ def make_file_system(array: Any, status: Status, *, kind: str, tree: str | None,
         if done.returncode:
             complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             if "allocate block" in complaint or "No space left" in complaint:
-                raise NoSpaceError(f"{tree} does not fit into the array of {array.size} bytes; make it larger by --size (mke2fs: {complaint})")
+                raise NoSpaceError(
+                    f"{tree} does not fit into the array of {array.size} bytes; make it larger by --size (mke2fs: {complaint})"
+                )
             raise UsageError(f"mke2fs could not make the file system: {complaint}")
         copy_in(image.fileno(), array, blank=blank, report=report)
 

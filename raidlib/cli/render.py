@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..errors import CancelledError, RaidError
 from ..model import JobStatus, MemberState, MemberStatus, Mismatch, Status, Superblock, format_size
+from .base import for_people
 
 LINE_SECONDS = 5.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.1
@@ -42,6 +43,17 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _WIDE
     return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+
+
+def show(*parts: Any) -> None:
+    """Prints on standard output; elsewhere than on a terminal without the blanks that fill up a table's last column."""
+    out = console()
+    if out.is_terminal:
+        out.print(*parts, sep="\n")
+        return
+    with out.capture() as captured:
+        out.print(*parts, sep="\n")
+    click.echo("".join(line.rstrip() + "\n" for line in captured.get().splitlines()), nl=False)
 
 
 def exact_size(count: int) -> str:
@@ -102,7 +114,13 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
     words, style = _MEMBER_WORDS[member.state]
     if member.state in (MemberState.REBUILDING, MemberState.REPLACEMENT) and member.recovered and member.size:
         words += f" ({format_size(member.recovered)} done)"
-    path = "" if member.path == "missing" else os.path.relpath(member.path, folder) if folder and member.path.startswith(folder) else member.path
+    path = (
+        ""
+        if member.path == "missing"
+        else os.path.relpath(member.path, folder)
+        if folder and member.path.startswith(folder)
+        else member.path
+    )
     notes = [member.reason] if member.reason and not (member.state is MemberState.REMOVED and member.reason == "no member") else []
     for number, what in ((member.corrected_reads, "read error was mended"), (member.read_errors - member.corrected_reads, "read error")):
         if number > 0:
@@ -112,11 +130,16 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
     return ["-" if member.slot is None else str(member.slot), Text(words, style=style), path, "; ".join(notes)]
 
 
-def print_members(out: Console, members: Sequence[MemberStatus]) -> None:
-    """The table of members."""
+def members_table(members: Sequence[MemberStatus]) -> list[Any]:
+    """The table of members, under its title."""
     folder = place_of(members)
-    out.print(Text(f"Members{f' in {folder}' if folder else ''}", style="bold"), soft_wrap=True)
-    out.print(Padding(grid(("Slot", "State", "Member", "Note"), [member_row(m, folder) for m in members], right=(0,)), (0, 0, 0, 2)))
+    title = Text(f"Members{f' in {folder}' if folder else ''}", style="bold")
+    return [title, Padding(grid(("Slot", "State", "Member", "Note"), [member_row(m, folder) for m in members], right=(0,)), (0, 0, 0, 2))]
+
+
+def headline(name: str, of: Any) -> Text:
+    """What it is, in one line; `of` is a Status or an Assembly."""
+    return Text.assemble((name, "bold"), f": {of.level}{f', {of.layout}' if of.layout else ''}, {format_size(of.size)}")
 
 
 def state_words(status: Status, live: bool) -> Text:
@@ -140,12 +163,13 @@ def job_words(job: JobStatus) -> str:
 
 def print_status(status: Status, name: str, live: bool) -> None:
     """`raidlib detail`: what a frightened user needs to see first comes first, what to do comes last."""
-    out = console()
     running = f"running, process {status.owner_pid}" if live else "at rest: no process has it open"
     chunk = f", chunk {format_size(status.chunk_size)}" if status.chunk_size else ""
-    resync = "" if status.resync_offset is None else f"{format_size(status.resync_offset)} of redundancy verified since the last crash or creation"
-    out.print(Text.assemble((name, "bold"), f": {status.level}{f', {status.layout}' if status.layout else ''}, {format_size(status.size)}"), soft_wrap=True)
-    out.print()
+    resync = (
+        ""
+        if status.resync_offset is None
+        else f"{format_size(status.resync_offset)} of redundancy verified since the last crash or creation"
+    )
     rows: list[tuple[str, str | Text | None]] = [
         ("State", state_words(status, live)),
         ("Open", running),
@@ -165,22 +189,18 @@ def print_status(status: Status, name: str, live: bool) -> None:
         ("Created", when(status.created)),
         ("Updated", when(status.updated)),
     ]
-    out.print(Padding(facts(rows), (0, 0, 0, 2)))
-    out.print()
-    print_members(out, status.members)
-    for text in (*status.notes, status.advice):
-        if text:
-            out.print()
-            out.print(Text(text))
+    words = [part for text in (*status.notes, status.advice) if text for part in ("", Text(text))]
+    show(headline(name, status), "", Padding(facts(rows), (0, 0, 0, 2)), "", *members_table(status.members), *words)
 
 
 def print_plan(plan: Any, name: str, *, with_problem: bool = False) -> None:
     """`raidlib assemble`: what would be opened, and why."""
-    out = console()
-    out.print(Text.assemble((name, "bold"), f": {plan.level}{f', {plan.layout}' if plan.layout else ''}, {format_size(plan.size)}"), soft_wrap=True)
-    out.print()
     if plan.startable:
-        verdict = Text("starts", style="green") if not plan.read_only_only else Text(f"starts read-only: it has {', '.join(plan.read_only_only)}", style="yellow")
+        verdict = (
+            Text("starts", style="green")
+            if not plan.read_only_only
+            else Text(f"starts read-only: it has {', '.join(plan.read_only_only)}", style="yellow")
+        )
     elif plan.needs_run or plan.needs_force:
         options = " ".join(o for o, needed in (("--run", plan.needs_run), ("--force", plan.needs_force)) if needed)
         verdict = Text(f"does not start without {options}", style="bold yellow")
@@ -188,27 +208,28 @@ def print_plan(plan: Any, name: str, *, with_problem: bool = False) -> None:
         verdict = Text("cannot be started", style="bold red")
     rows: list[tuple[str, str | Text | None]] = [
         ("Verdict", verdict),
-        ("Shape", f"{plan.level}, {count_of(plan.raid_devices, 'member')}{f', chunk {format_size(plan.chunk_size)}' if plan.chunk_size else ''}"),
+        (
+            "Shape",
+            f"{plan.level}, {count_of(plan.raid_devices, 'member')}{f', chunk {format_size(plan.chunk_size)}' if plan.chunk_size else ''}",
+        ),
         ("Stopped cleanly", "yes" if plan.clean else "no: a resync follows the start"),
         ("Name", plan.name),
         ("UUID", plan.uuid),
         ("Metadata", f"{plan.metadata}, {count_of(plan.events, 'event')}"),
     ]
-    out.print(Padding(facts(rows), (0, 0, 0, 2)))
-    out.print()
-    print_members(out, plan.members)
-    if plan.problem and with_problem:
-        out.print()
-        out.print(Text(plan.problem[:1].upper() + plan.problem[1:] + "."))
+    words = ["", Text(for_people(plan.problem[:1].upper() + plan.problem[1:] + "."))] if plan.problem and with_problem else []
+    show(headline(name, plan), "", Padding(facts(rows), (0, 0, 0, 2)), "", *members_table(plan.members), *words)
 
 
 def print_superblock(sb: Superblock) -> None:
     """`raidlib examine`."""
-    role = {"active": f"active, slot {sb.slot}", "rebuilding": f"being rebuilt, slot {sb.slot}", "replacement": f"replacement for slot {sb.slot}"}.get(sb.role, sb.role)
+    role = {
+        "active": f"active, slot {sb.slot}",
+        "rebuilding": f"being rebuilt, slot {sb.slot}",
+        "replacement": f"replacement for slot {sb.slot}",
+    }.get(sb.role, sb.role)
     rebuilt = f"{exact_size(sb.recovery_offset)} rebuilt" if sb.recovery_offset is not None else None
     chunk = f", chunk {format_size(sb.chunk_size)}" if sb.chunk_size else ""
-    out = console()
-    out.print(Text(sb.path, style="bold"), soft_wrap=True)
     rows: list[tuple[str, str | Text | None]] = [
         ("Role", role),
         ("Recovery", rebuilt),
@@ -231,18 +252,17 @@ def print_superblock(sb: Superblock) -> None:
         ("Used", exact_size(sb.dev_size) if sb.dev_size else None),
         ("Member size", exact_size(sb.member_size) if sb.member_size else None),
     ]
-    out.print(Padding(facts(rows), (0, 0, 0, 2)))
+    show(Text(sb.path, style="bold"), Padding(facts(rows), (0, 0, 0, 2)))
 
 
 def print_mismatches(found: Sequence[Mismatch], limit: int = 20) -> None:
     """Where parity or copies did not agree."""
-    out = console()
     rows = [
-        (str(m.sector), str(m.sectors), "not known" if m.slot is None else f"slot {m.slot}", "repaired" if m.repaired else "as it was") for m in found[:limit]
+        (str(m.sector), str(m.sectors), "not known" if m.slot is None else f"slot {m.slot}", "repaired" if m.repaired else "as it was")
+        for m in found[:limit]
     ]
-    out.print(Padding(grid(("Sector", "Sectors", "Member that differs", ""), rows, right=(0, 1)), (0, 0, 0, 2)))
-    if len(found) > limit:
-        out.print(Text(f"  … and {len(found) - limit} more places (all of them by --json)"))
+    more = [f"  … and {len(found) - limit} more places (all of them by --json)"] if len(found) > limit else []
+    show(Padding(grid(("Sector", "Sectors", "Member that differs", ""), rows, right=(0, 1)), (0, 0, 0, 2)), *more)
 
 
 # --- mdadm's --export -------------------------------------------------------------------------------------------------
@@ -369,6 +389,9 @@ def finish(job: Any, label: str, live: bool, *, quiet: bool = False) -> JobStatu
         if live:
             raise CancelledError(f"no longer watching; the {job.kind} goes on in the process that owns the array") from None
         job.cancel()
-        again = "it goes on from its checkpoint with `raidlib wait`" if job.kind in ("recovery", "resync") else "nothing is lost; start it again when you like"
+        again = (
+            "it goes on from its checkpoint with `raidlib wait`"
+            if job.kind in ("recovery", "resync")
+            else "nothing is lost; start it again when you like"
+        )
         raise CancelledError(f"the {job.kind} was interrupted; {again}") from None
-

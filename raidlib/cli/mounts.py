@@ -1,0 +1,132 @@
+"""The verbs about a live array: mount, umount, stop; and the demonstration."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from .. import control, demo, mount
+from ..model import format_size
+from . import base, render
+from .base import IO, OK, json_option, source_argument
+
+
+@click.command("mount", short_help="Mount an array.")
+@source_argument
+@click.argument("directory", metavar="DIR")
+@click.option("--fs", default="auto", show_default=True, type=click.Choice(["auto", "ext4", "none"]), help="none: only the file `volume`.")
+@click.option("--read-only", "-r", is_flag=True, help="Write nothing to any member.")
+@click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option("--foreground", is_flag=True, help="Stay; end with Ctrl-C.")
+@base.start_options
+@json_option
+def mount_verb(array: tuple[str, ...], directory: str, as_json: bool, **options: Any) -> int:
+    r"""Mount an array: DIR shows its files, and goes on doing so while members fail.
+
+    \b
+      raidlib mount tank /mnt/tank
+      raidlib mount tank /mnt/tank --fs none     # the array as one file, /mnt/tank/volume
+    """
+    source = base.source_of(array)
+    info = mount.mount(source, directory, **options)
+    if as_json:
+        base.document("mount", mount=info)
+        return OK
+    for note in info.notes:
+        base.say(f"note: {note}")
+    if not options["foreground"]:
+        what = "its volume" if info.fs == "none" else f"{info.fs} by {info.driver}"
+        click.echo(f"{base.name_of(source)} is mounted on {info.mountpoint}: {what}, process {info.pid}")
+    return OK
+
+
+@click.command("umount", short_help="Unmount it.")
+@click.argument("target", metavar="DIR|ARRAY")
+@json_option
+def umount_verb(target: str, as_json: bool) -> int:
+    r"""Unmount an array and stop it cleanly.
+
+    \b
+      raidlib umount /mnt/tank
+    """
+    mount.umount(target)
+    if as_json:
+        base.document("umount", target=target)
+    else:
+        click.echo(f"{target}: unmounted")
+    return OK
+
+
+@click.command(short_help="Stop a live array.")
+@source_argument
+@json_option
+def stop(array: tuple[str, ...], as_json: bool) -> int:
+    r"""Stop a live array: unmount it, mark it clean, end the process that owns it.
+
+    \b
+      raidlib stop tank
+    """
+    source = base.source_of(array)
+    client = control.connect(source)
+    if client is None:
+        base.must_exist(source)
+    else:
+        client.stop()
+    if as_json:
+        base.document("stop", stopped=client is not None)
+    else:
+        click.echo(f"{base.name_of(source)}: {'stopped' if client else 'is at rest, nothing to stop'}")
+    return OK
+
+
+class Screen:
+    """Shows a demonstration on the terminal; what `demo.run` wants of a reporter."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def line(self, text: str) -> None:
+        """Something that was done or found out."""
+        if not self.quiet:
+            click.echo(text)
+
+    def meter(self) -> render.Meter:
+        """A progress bar."""
+        return render.Meter(self.quiet)
+
+
+@click.command("demo", short_help="Show the main job on real files.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where to work; needs 1.5 GiB, all removed at the end.",
+)
+@click.option("--keep", is_flag=True, help="Leave the array's directory.")
+@json_option
+def demo_verb(directory: str | None, keep: bool, as_json: bool) -> int:
+    r"""Show the main job on real files: an array loses two members while it is written, twice, and no file differs.
+
+    \b
+      raidlib demo
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # an end by these cleans up as Ctrl-C does
+    report = demo.run(directory, keep=keep, screen=Screen(as_json))
+    wrong = report.files_differing or report.mismatch_count or report.file_system_errors
+    if as_json:
+        base.document("demo", report=report)
+        return IO if wrong else OK
+    rows = [
+        (s.name, render.duration(s.seconds), f"{format_size(s.bytes / s.seconds)}/s" if s.bytes and s.seconds else "", s.result)
+        for s in report.steps
+    ]
+    render.show("", render.grid(("Step", "Time", "Rate", "Result"), rows, right=(1, 2)), "")
+    click.echo(f"{report.files_compared} files compared, {report.files_differing} files differ")
+    return IO if wrong else OK
+
+
+COMMANDS = (mount_verb, umount_verb, stop, demo_verb)
