@@ -15,7 +15,7 @@ from .assembly import Assembly, Candidate, Plan, judge
 from .engine import BlockDevice, buffer_of, check, ffi, lib
 from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError
 from .jobs import Job
-from .member import VERSIONS, Member, MemberSource, close_all, describe, read_superblock, uuid_text, zero_superblocks
+from .member import VERSIONS, Member, MemberSource, Source, close_all, examine, open_members, read_superblock, resolve, uuid_text, zero_superblock
 from .model import (
     MAX_SECTOR,
     SECTOR,
@@ -31,7 +31,6 @@ from .model import (
     parse_size,
 )
 
-Source = MemberSource | Sequence[MemberSource | None]
 _DEVICE_STATES = {
     lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
     lib.RL_DEVICE_REBUILDING: MemberState.REBUILDING,
@@ -53,93 +52,16 @@ _EVENTS = {
 }
 
 
-# ---- finding members ----------------------------------------------------------------------------------------------------
-
-
-def resolve(source: Source) -> list[MemberSource]:
-    """The members that a source stands for: a directory's files with a superblock, a list as it is without its missing ones, one member itself."""
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        if not os.path.isdir(path):
-            return [path]
-        found: list[MemberSource] = [file for file in sorted(_files(path)) if _has_superblock(file)]
-        if not found:
-            raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
-        return found
-    if isinstance(source, Sequence):
-        return [member for member in source if member is not None and member != "missing"]
-    return [source]
-
-
-def _files(folder: str) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry.path for entry in entries if entry.is_file())
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}", errno=error.errno) from None
-
-
-def _has_superblock(path: str) -> bool:
-    try:
-        with Member.open(path, read_only=True, lock=False) as member:
-            read_superblock(member)
-    except NoSuperblockError:
-        return False
-    return True
-
-
-def _refuse_twice(sources: Sequence[MemberSource]) -> None:
-    seen: dict[object, str] = {}
-    for source in sources:
-        if not isinstance(source, (str, os.PathLike)):
-            continue
-        path = os.fspath(source)
-        try:
-            now = os.stat(path)
-        except OSError:
-            continue  # said better when it is opened
-        other = seen.setdefault((now.st_dev, now.st_ino), path)
-        if other is not path:
-            raise UsageError(f"{path} and {other} are the same file; give it only once", members=[other, path])
-
-
-def _open_members(sources: Sequence[MemberSource], **options: bool) -> list[Member]:
-    _refuse_twice(sources)
-    members: list[Member] = []
-    try:
-        for source in sources:
-            members.append(Member.open(source, **options))
-    except BaseException:
-        close_all(members)
-        raise
-    return members
-
-
-def examine(member: MemberSource) -> Superblock:
-    """What the superblock of one member says. Writes nothing."""
-    with Member.open(member, read_only=True, lock=False) as opened:
-        return describe(opened, read_superblock(opened))
-
-
-def zero_superblock(member: MemberSource) -> int:
-    """Overwrites the md superblocks of one member with zeros, so that it is no member any more; how many there were."""
-    with Member.open(member) as opened:
-        count = zero_superblocks(opened)
-        if count == 0:
-            raise NoSuperblockError(f"{opened.path} holds no md superblock", members=[opened.path])
-        return count
+# ---- open and create ----------------------------------------------------------------------------------------------------
 
 
 def plan(source: Source, *, force: bool = False) -> Assembly:
     """What `open` would make of the members, and why. Writes nothing, opens nothing for writing."""
-    members = _open_members(resolve(source), read_only=True, lock=False)
+    members = open_members(resolve(source), read_only=True, lock=False)
     try:
         return judge(members, force=force).summary()
     finally:
         close_all(members)
-
-
-# ---- open and create ----------------------------------------------------------------------------------------------------
 
 
 def open(source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False) -> Array:
@@ -152,7 +74,7 @@ def open(source: Source, mode: str = "rw", *, run: bool = False, force: bool = F
     if mode not in ("r", "rw"):
         raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
     read_only = mode == "r"
-    members = _open_members(resolve(source), read_only=read_only, direct=direct)
+    members = open_members(resolve(source), read_only=read_only, direct=direct)
     try:
         judged = judge(members, force=force)
         _refuse_start(judged, read_only, run or force)
@@ -249,7 +171,7 @@ def _as_list(target: Source) -> list[MemberSource | None]:
 
 
 def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool) -> None:
-    members = _open_members([source for source in given if source is not None])
+    members = open_members([source for source in given if source is not None])
     try:
         for member in members:
             creation.refuse_content(member, force)

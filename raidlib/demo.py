@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from . import array as arrays
 from . import control, mount
-from .errors import ArrayIOError, MissingFacilityError, NoSpaceError, RaidError
+from .errors import ArrayIOError, MissingFacilityError, NoSpaceError, RaidError, UsageError
 from .model import SCHEMA, MemberState, Status, Struct, format_size
 
 MEMBERS = 6
@@ -163,6 +163,8 @@ class Source:
 class Mounted:
     """The files live on a mount; the array on the other side of its control socket."""
 
+    again = "unmounted and mounted again"
+
     def __init__(self, tank: Path, work: Path) -> None:
         self.tank, self.point, self.driver = tank, work / "files", ""
         self.notes: list[str] = []
@@ -172,8 +174,8 @@ class Mounted:
     def begin(self) -> None:
         """Mounts it."""
         self.point.mkdir(exist_ok=True)
+        self._live = True  # first: an interruption may come when it stands already
         info = mount.mount(str(self.tank), str(self.point))
-        self._live = True
         self.driver, self._volume = f"{info.fs} by {info.driver}", info.volume
         self.notes += [note for note in info.notes if note not in self.notes]
 
@@ -211,6 +213,7 @@ class Mounted:
 class Direct:
     """Without a mount: the array is open in this process, and e2fsprogs put files into its file system and take them out."""
 
+    again = "closed and opened again"
     driver = "no mount: the Python file interface and e2fsprogs"
 
     def __init__(self, tank: Path, work: Path) -> None:
@@ -354,7 +357,7 @@ class Demo:
         self.lose_two_others()
         self.verify("verify, two others lost")
         self.rebuild("rebuild again")
-        with self.step("unmount") as scene:
+        with self.step("stop") as scene:
             self.place.end()
             scene.result = "the array is at rest"
         self.check_file_system()
@@ -364,12 +367,13 @@ class Demo:
     def create(self) -> None:
         """An array of files with ext4 on it, mounted."""
         size = f"{self.member_bytes >> 20}M"
+        self.screen.line(f"the array: {self.tank}")
         with self.step("create") as scene:
             _raidlib(
                 "create", str(self.tank), "--level", "6", "--raid-devices", str(MEMBERS), "--size", size, "--chunk", "64K", "--mkfs", "ext4"
             )
-            scene.result = f"level 6, {MEMBERS} members of {size} in {self.tank}, ext4 on it"
-        with self.step("mount") as scene:
+            scene.result = f"level 6, {MEMBERS} members of {size}, ext4 on it"
+        with self.step("open") as scene:
             try:
                 self.place.begin()
             except MissingFacilityError as error:
@@ -504,7 +508,7 @@ class Demo:
             self.await_losses({str(path) for path in victims})
             self.place.end()
             self.place.begin()
-            scene.result = "noticed; unmounted and mounted again"
+            scene.result = f"noticed; {self.place.again}"
 
     def check_file_system(self) -> None:
         """fsck on a copy of the array's content."""
@@ -595,13 +599,19 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _clean_up(demo: Demo | None, work: Path, keep: bool, screen: Screen) -> None:
-    try:
-        if demo is not None:
+    until = time.monotonic() + NOTICE_SECONDS
+    while demo is not None:
+        try:
             demo.place.end()
-    except (RaidError, OSError) as error:
-        screen.line(f"the mount could not be ended: {error}; {work} stays")
-        return
+            break
+        except UsageError:  # it was never mounted
+            break
+        except (RaidError, OSError) as error:
+            if time.monotonic() > until:
+                screen.line(f"the mount could not be ended: {error}; {work} stays, `raidlib umount {work / 'files'}` tries again")
+                return
+        time.sleep(POLL_SECONDS)  # an interrupted unmount is still at work
     if keep:
         screen.line(f"kept: {work}")
-        return
-    shutil.rmtree(work, ignore_errors=True)
+    else:
+        shutil.rmtree(work, ignore_errors=True)

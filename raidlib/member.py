@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine import BlockDevice, MemberHandle, check, ffi, last_error, lib
@@ -15,6 +15,7 @@ from .errors import AccessError, BusyError, MemberError, NoSuperblockError, Raid
 from .model import MAX_SECTOR, SECTOR, Level, Superblock, layout_name
 
 MemberSource = str | os.PathLike[str] | BlockDevice
+Source = MemberSource | Sequence[MemberSource | None]
 VERSIONS = {100: "1.0", 101: "1.1", 102: "1.2", 90: "0.90"}
 VERSION_NUMBERS = {name: number for number, name in VERSIONS.items()}
 _ROLES = {lib.RL_ROLE_SPARE: "spare", lib.RL_ROLE_FAULTY: "faulty", lib.RL_ROLE_JOURNAL: "journal"}
@@ -283,3 +284,81 @@ def close_all(members: Sequence[Member | None]) -> None:
     for member in members:
         if member is not None:
             member.close()
+
+
+# ---- finding members ----------------------------------------------------------------------------------------------------
+
+
+def resolve(source: Source) -> list[MemberSource]:
+    """The members that a source stands for: a directory's files with a superblock, a list as it is without its missing ones, one member itself."""
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if not os.path.isdir(path):
+            return [path]
+        found: list[MemberSource] = [file for file in sorted(_files(path)) if _has_superblock(file)]
+        if not found:
+            raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
+        return found
+    if isinstance(source, Sequence):
+        return [member for member in source if member is not None and member != "missing"]
+    return [source]
+
+
+def _files(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries if entry.is_file())
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}", errno=error.errno) from None
+
+
+def _has_superblock(path: str) -> bool:
+    try:
+        with Member.open(path, read_only=True, lock=False) as member:
+            read_superblock(member)
+    except NoSuperblockError:
+        return False
+    return True
+
+
+def _refuse_twice(sources: Sequence[MemberSource]) -> None:
+    seen: dict[object, tuple[int, str]] = {}
+    for index, source in enumerate(sources):
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        path = os.fspath(source)
+        try:
+            now = os.stat(path)
+        except OSError:
+            continue  # said better when it is opened
+        first, other = seen.setdefault((now.st_dev, now.st_ino), (index, path))
+        if first != index:
+            raise UsageError(f"{path} and {other} are the same file; give it only once", members=[other, path])
+
+
+def open_members(sources: Sequence[MemberSource], **options: bool) -> list[Member]:
+    """Opens them all or none; the same file given twice is refused."""
+    _refuse_twice(sources)
+    members: list[Member] = []
+    try:
+        for source in sources:
+            members.append(Member.open(source, **options))
+    except BaseException:
+        close_all(members)
+        raise
+    return members
+
+
+def examine(member: MemberSource) -> Superblock:
+    """What the superblock of one member says. Writes nothing."""
+    with Member.open(member, read_only=True, lock=False) as opened:
+        return describe(opened, read_superblock(opened))
+
+
+def zero_superblock(member: MemberSource) -> int:
+    """Overwrites the md superblocks of one member with zeros, so that it is no member any more; how many there were."""
+    with Member.open(member) as opened:
+        count = zero_superblocks(opened)
+        if count == 0:
+            raise NoSuperblockError(f"{opened.path} holds no md superblock", members=[opened.path])
+        return count
