@@ -45,6 +45,7 @@ FUSE_TYPE = "fuse.raidlib"
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 READ_ONLY, ALLOW_OTHER = 1, 2  # RL_FUSE_*
 SETTLE_S = 10.0  # what the kernel lets go of a little later: loop devices, descriptors of a prober
+RETRY_S = 2
 SIGNAL_S = 5.0  # how long files may stay open after SIGTERM before the mount is kept
 FUSE2FS_S = 120.0  # to read or write its bitmaps
 NO_FUSE = "this raidlib was built without libfuse3, so it cannot mount: apt-get install libfuse3-dev fuse3, and reinstall it"
@@ -117,16 +118,9 @@ def _tool(name: str, package: str) -> str:
 
 def _run(*command: str) -> tuple[int, str]:
     """Exit code, and everything that was said, on one line."""
-    done = subprocess.run(
-        command,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "LC_ALL": "C"},
-    )
+    environment = {**os.environ, "LC_ALL": "C"}
+    out: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, check=False, text=True, errors="replace", env=environment, **out)
     return done.returncode, "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 
@@ -294,10 +288,10 @@ class _Door:
             notes.append("the server could not lock its memory (CAP_IPC_LOCK or ulimit -l unlimited): swapping may slow the mount down")
         return notes
 
-    def close(self, *, force: bool = False) -> None:
+    def close(self, *, patience_s: float = 0.0, force: bool = False) -> None:
         """Unmounts; BusyError while `volume` is open, unless forced. When it returns, no request uses the array any more."""
         if self.running and not force:
-            until = time.monotonic() + SETTLE_S
+            until = time.monotonic() + patience_s
             while True:
                 try:
                     _unmount(self.place)
@@ -330,6 +324,7 @@ class _Session:
         self._requests: queue.SimpleQueue[concurrent.futures.Future[None]] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signalled = False
+        self._halfway = False  # the file system is gone, but something below it is still in use
 
     @property
     def volume(self) -> str:
@@ -503,21 +498,38 @@ class _Session:
 
     def run(self, ready: Callable[[], None]) -> None:
         """Waits until it is to end, and ends it."""
-        table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        fuse2fs = -1
         try:
-            with self._signals():
+            with contextlib.ExitStack() as opened, self._signals():
+                table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, table)
                 ready()
                 poll = select.poll()
                 poll.register(self._wake_read, select.POLLIN)
                 poll.register(table, select.POLLPRI)
+                if self._fuse2fs is not None:
+                    fuse2fs = os.pidfd_open(self._fuse2fs.pid)
+                    opened.callback(os.close, fuse2fs)
+                    poll.register(fuse2fs, select.POLLIN)
                 while not self.over:
-                    poll.poll(1000 if self._signalled else None)
+                    ready_now = poll.poll(RETRY_S * 1000 if self._halfway else None)
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
+                    if fuse2fs in (fd for fd, _ in ready_now):
+                        poll.unregister(fuse2fs)
+                        self._note_death()
                     self._look_around()
         finally:
-            os.close(table)
             self._finish()
+
+    def _note_death(self) -> None:
+        """Of fuse2fs. If that was not an unmount, what is mounted stays, dead, so that nobody writes to the directory below by mistake."""
+        if self._is_mounted() and self._owner is not None:
+            note = (
+                f"fuse2fs has died: the files at {self.mountpoint} cannot be reached; raidlib umount {self.mountpoint}, and mount it again"
+            )
+            self.log.error("%s", note)
+            self._owner.notes.append(note)
 
     def _look_around(self) -> None:
         while True:
@@ -556,6 +568,7 @@ class _Session:
                 self.log.error("stop: %s", error)
                 break
         self._signalled = False
+        self._halfway = not self.over and not self._is_mounted()
 
     # -- down
 
@@ -575,7 +588,7 @@ class _Session:
                 self.log.error("fuse2fs ended with %d", code)
         self._detach_loop()
         if self._door is not None:
-            self._door.close()
+            self._door.close(patience_s=0.0 if self.options.fs == "none" else SETTLE_S)
             self._door = None
         self._close_array()
 
@@ -681,9 +694,9 @@ def _child_main() -> None:
     os.dup2(null, 0)
 
     def tell(ready: _Ready) -> None:
+        os.dup2(null, 2)
         answer.write(msgspec.json.encode(ready))
         answer.close()
-        os.dup2(null, 2)
 
     try:
         _own(options, lambda info: tell(_Ready(info=info)))
@@ -752,16 +765,8 @@ def mount(
     members = [os.path.abspath(member) if isinstance(member, (str, os.PathLike)) else member for member in _array.resolve(source)]
     if not foreground and not all(isinstance(member, str) for member in members):
         raise UsageError("members that are Python objects live in this process: mount them with foreground=True")
-    options = _Options(
-        members=members,
-        mountpoint=runtime.real_path(mountpoint),
-        fs=fs,
-        driver=driver,
-        read_only=read_only,
-        run=run,
-        force=force,
-        allow_other=allow_other,
-    )
+    place, asked = runtime.real_path(mountpoint), {"read_only": read_only, "run": run, "force": force, "allow_other": allow_other}
+    options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, **asked)
     if foreground:
         return _own(options, on_ready or (lambda _info: None))
     info = _spawn(options)

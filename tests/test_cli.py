@@ -24,9 +24,11 @@ from raidlib.cli import program
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 MDADM = shutil.which("mdadm", path=PATH)
-ALL_VERBS = (
-    "create examine detail assemble export zero-superblock fail remove add re-add replace check repair wait mount umount stop demo".split()
-)
+ALL_VERBS = [
+    *("create", "examine", "detail", "assemble", "export", "zero-superblock"),
+    *("fail", "remove", "add", "re-add", "replace", "check", "repair", "wait"),
+    *("mount", "umount", "stop", "demo"),
+]
 
 
 def run(*words, code=0, stdin=None):
@@ -52,7 +54,7 @@ def one_line(answer):
 
 def process(*words, **options):
     return subprocess.run(
-        [sys.executable, "-m", "raidlib", *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "raidlib", *map(str, words)], cwd=ROOT, check=False, capture_output=True, text=True, timeout=120, **options
     )
 
 
@@ -79,6 +81,11 @@ def fill(folder, seed=1):
         array.pwrite(data, 0)
         array.flush()
     return data
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def blank(path, like):
@@ -150,7 +157,7 @@ def test_own_bug_is_70(tank, monkeypatch):
 
 def test_reader_that_goes_away(tank):
     command = f"{sys.executable} -m raidlib export {tank} - | head -c 10 >/dev/null; exit ${{PIPESTATUS[0]}}"
-    answer = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     assert (answer.returncode, answer.stderr) == (74, "")
 
 
@@ -452,8 +459,10 @@ def test_busy_is_75(tank):
 
 
 def test_interrupted_rebuild_goes_on(tmp_path):
-    members = make(tmp_path / "a", 5, 3, "192M", "--chunk", "64K")
-    fill(tmp_path / "a")
+    members = make(tmp_path / "a", 5, 3, "256M", "--chunk", "64K")
+    with raidlib.open(str(tmp_path / "a")) as array:
+        for offset in range(0, array.size, 64 << 20):
+            array.pwrite(random.Random(offset).randbytes(min(64 << 20, array.size - offset)), offset)
     run("fail", tmp_path / "a", 1)
     blank(tmp_path / "a" / "new.img", members[0])
     command = [sys.executable, "-m", "raidlib", "add", str(tmp_path / "a"), str(tmp_path / "a" / "new.img")]
@@ -465,7 +474,7 @@ def test_interrupted_rebuild_goes_on(tmp_path):
                 break
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=60)
     assert child.returncode in (0, 130), err
     if child.returncode == 130:  # else it was done before
         assert "raidlib wait" in err
@@ -521,7 +530,7 @@ def case_empty(folder, members):
 def case_truncated(folder, members):
     for path in members[:2]:
         os.truncate(path, 3 << 20)
-    return members, 74, "member-1.img", "truncated"
+    return members, 64, "member-0.img", "sectors follow"
 
 
 def case_damaged(folder, members):
@@ -597,7 +606,7 @@ def test_examine_export_is_mdadms(golden_dir, tmp_path):
     different = []
     for packed in sorted(golden_dir.glob("*/m*.img.xz")):
         image = tmp_path / "image"
-        image.write_bytes(lzma.open(packed).read())
+        image.write_bytes(lzma.decompress(packed.read_bytes()))
         theirs = exported(packed.with_name(packed.name.replace(".img.xz", ".export.txt")).read_text())
         ours = exported(run("examine", "--export", image).stdout)
         if ours != theirs or list(ours) != list(theirs):
@@ -606,7 +615,7 @@ def test_examine_export_is_mdadms(golden_dir, tmp_path):
 
 
 @pytest.mark.skipif(MDADM is None, reason="no mdadm")
-@pytest.mark.parametrize("size", [4 << 20, 5 << 20, 1 << 30, 3 << 30, 3 << 40])
+@pytest.mark.parametrize("size", [3500 << 10, 3524 << 10, 4 << 20, 5 << 20, 1 << 30, 3 << 30, 3 << 40])
 def test_examine_export_of_all_sizes(tmp_path, size):
     make(tmp_path / "a", 5, 3, str(size))
     member = tmp_path / "a" / "member-1.img"
@@ -634,7 +643,10 @@ def mounted(tmp_path, monkeypatch):
 
 def test_verbs_on_a_live_array(mounted, tmp_path):
     folder, point = mounted
-    (point / "file").write_bytes(b"content")
+    with open(point / "file", "wb") as file:
+        file.write(b"content")
+        file.flush()
+        os.fsync(file.fileno())
     status = run_json("detail", point)
     assert status["mountpoint"] == str(point) and status["owner_pid"]
     assert "running, process" in run("detail", folder).stdout
@@ -647,7 +659,7 @@ def test_verbs_on_a_live_array(mounted, tmp_path):
     run("wait", point)
     run("export", folder, tmp_path / "image")
     assert b"content" in (tmp_path / "image").read_bytes()
-    assert "is in use" in one_line(run("mount", folder, tmp_path / "mnt2", code=75)) or True
+    one_line(run("mount", folder, tmp_path / "mnt2", code=75))
     assert "unmounted" in run("umount", point).stdout
     assert list(point.iterdir()) == []
     run("detail", folder, "--test")
@@ -668,7 +680,7 @@ def test_stop_of_a_live_array(mounted):
 @pytest.mark.timeout(600)
 def test_demo(tmp_path):
     answer = subprocess.run(
-        [sys.executable, "-m", "raidlib", "demo", "--dir", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=590
+        [sys.executable, "-m", "raidlib", "demo", "--dir", tmp_path], cwd=ROOT, check=False, capture_output=True, text=True, timeout=590
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"^\d+ files compared, 0 files differ$", answer.stdout.splitlines()[-1])

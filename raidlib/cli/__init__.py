@@ -35,6 +35,7 @@ program = Program(
     """,
 )
 for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS):
+    command.help = (command.help or "").replace("\\b", "\b")  # click's mark of a paragraph that is not to be filled
     program.add_command(command)
 
 

@@ -24,6 +24,10 @@ USAGE, BUG, IO, INTERRUPTED = 64, 70, 74, 130
 Source = str | list[str]
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads our standard output any more."""
+
+
 class Program(click.Group):
     """The group of all verbs; turns every exception into one line and the exit code that DESIGN.md section 5 gives it."""
 
@@ -32,7 +36,7 @@ class Program(click.Group):
         try:
             code = super().main(args, prog_name or "raidlib", **{**extra, "standalone_mode": False})
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader went away (`| head`); python would complain at exit
+        except (_ReaderGoneError, BrokenPipeError):  # `| head`; python would complain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = IO
         except click.exceptions.NoArgsIsHelpError as error:
@@ -58,6 +62,13 @@ class Program(click.Group):
             if os.environ.get("RAIDLIB_DEBUG", "") not in ("", "0"):
                 traceback.print_exc()
         sys.exit(code if isinstance(code, int) else OK)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Click would end a broken pipe with 1, which means "degraded"."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """An unknown verb is answered with the verbs there are."""

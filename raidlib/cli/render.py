@@ -269,7 +269,9 @@ def print_mismatches(found: Sequence[Mismatch], limit: int = 20) -> None:
 
 
 def brief_size(count: int) -> str:
-    """A size as mdadm's --export writes it: decimal units, two digits."""
+    """A size as mdadm's --export writes it: decimal units, two digits, nothing for what is small."""
+    if count < 5000 * 1024:
+        return ""
     for unit, name, limit in ((10**6, "MB", 2 << 30), (10**9, "GB", 2 << 40), (10**12, "TB", 0)):
         if count < limit or not limit:
             hundredths = (count // (unit // 200) + 1) // 2
