@@ -414,8 +414,9 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out)
         a->slot_device[i] = a->replacement[i] = -1;
     /* an array that was active when it was left keeps resync_offset 0 from that; without redundancy there is nothing to be clean or not */
     bool redundant = a->g.parity || a->g.copies > 1;
-    atomic_store(&a->resync, redundant ? a->sb.resync_offset : RL_MAX_SECTOR);
-    atomic_store(&a->active, !redundant);
+    bool forced = a->flags & RL_ARRAY_FORCED && !(a->flags & RL_ARRAY_READ_ONLY);
+    atomic_store(&a->resync, redundant && !(a->flags & RL_ARRAY_FORCED) ? a->sb.resync_offset : RL_MAX_SECTOR);
+    atomic_store(&a->active, !redundant || forced);
     int rc = a->kernel ? make_canary(a) : rl_fail(EINVAL, "rl_array_open", -1, 0, "parity kernel %s does not exist here", config->kernel);
     for (uint32_t i = 0; rc == 0 && i < config->device_count; i++)
         rc = take_device(a, &config->devices[i], i);

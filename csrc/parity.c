@@ -102,25 +102,18 @@ uint8_t rl_code_coefficient(unsigned row, unsigned index)
     return rl_gf_mul(1 ^ y, rl_gf_inv(x ^ y));
 }
 
-/* inverse[] = matrix[]^-1, both n x n in rows of RL_PARITY_MAX; matrix is used up. Gauss-Jordan. Every submatrix that recovery takes
- * is regular, so a pivot is always found; that it is one is asserted, since nothing that is read can change it. */
+/* inverse[] = matrix[]^-1, both n x n in rows of RL_PARITY_MAX; matrix is used up. Gauss-Jordan, and no pivot is ever looked for: each
+ * leading submatrix is regular as all of this code's are, so the next diagonal element is not zero. */
 static void invert(unsigned n, uint8_t matrix[][RL_PARITY_MAX], uint8_t inverse[][RL_PARITY_MAX])
 {
     for (unsigned r = 0; r < n; r++)
         for (unsigned c = 0; c < n; c++)
             inverse[r][c] = r == c;
     for (unsigned c = 0; c < n; c++) {
-        unsigned pivot = c;
-        while (pivot < n && matrix[pivot][c] == 0)
-            pivot++;
-        RL_ASSERT(pivot < n);
-        const uint8_t scale = rl_gf_inv(matrix[pivot][c]);
-        for (unsigned k = 0; k < n; k++) { /* swap the rows and scale on the way */
-            const uint8_t m = matrix[pivot][k], i = inverse[pivot][k];
-            matrix[pivot][k] = matrix[c][k];
-            inverse[pivot][k] = inverse[c][k];
-            matrix[c][k] = rl_gf_mul(m, scale);
-            inverse[c][k] = rl_gf_mul(i, scale);
+        const uint8_t scale = rl_gf_inv(matrix[c][c]); /* asserts that it is not zero */
+        for (unsigned k = 0; k < n; k++) {
+            matrix[c][k] = rl_gf_mul(matrix[c][k], scale);
+            inverse[c][k] = rl_gf_mul(inverse[c][k], scale);
         }
         for (unsigned r = 0; r < n; r++) {
             const uint8_t factor = matrix[r][c];
@@ -286,7 +279,7 @@ const struct rl_kernel rl_kernel_portable = {
 /* Slowest first. */
 static const struct rl_kernel *const kernels[] = {
     &rl_kernel_portable,
-#if defined(__x86_64__)
+#if RL_X86
     &rl_kernel_ssse3,
     &rl_kernel_avx2,
     &rl_kernel_avx512gfni,
@@ -603,7 +596,7 @@ static uint32_t crc32c_portable(uint32_t crc, const uint8_t *data, size_t length
 uint32_t rl_crc32c(uint32_t seed, const void *data, size_t length)
 {
     RL_ASSERT(data != NULL || length == 0);
-#if defined(__x86_64__)
+#if RL_X86
     if (rl_crc32c_x86_supported())
         return rl_crc32c_x86(seed, data, length);
 #endif

@@ -46,6 +46,13 @@ struct rl_kernel {
 
 extern const struct rl_kernel rl_kernel_portable;
 
+/* Tests build with -DRL_PORTABLE to see on x86 what another machine gets. */
+#if defined(__x86_64__) && !defined(RL_PORTABLE)
+#define RL_X86 1
+#else
+#define RL_X86 0
+#endif
+
 /* The 256 values of a macro f(c) for c = 0..255. Used for tables that are linear in c, hence given by their values at the powers of 2. */
 #define RL_TABLE_4(f, c) f(c), f((c) + 1), f((c) + 2), f((c) + 3)
 #define RL_TABLE_16(f, c) RL_TABLE_4(f, c), RL_TABLE_4(f, (c) + 4), RL_TABLE_4(f, (c) + 8), RL_TABLE_4(f, (c) + 12)
@@ -55,7 +62,7 @@ extern const struct rl_kernel rl_kernel_portable;
     (((c) & 1 ? v0 : 0u) ^ ((c) & 2 ? v1 : 0u) ^ ((c) & 4 ? v2 : 0u) ^ ((c) & 8 ? v3 : 0u) ^ ((c) & 16 ? v4 : 0u) ^ \
      ((c) & 32 ? v5 : 0u) ^ ((c) & 64 ? v6 : 0u) ^ ((c) & 128 ? v7 : 0u))
 
-#if defined(__x86_64__)
+#if RL_X86
 extern const struct rl_kernel rl_kernel_ssse3, rl_kernel_avx2, rl_kernel_avx512gfni;
 int rl_crc32c_x86_supported(void);
 uint32_t rl_crc32c_x86(uint32_t crc, const uint8_t *data, size_t length);

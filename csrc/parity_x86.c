@@ -20,7 +20,7 @@
  */
 #include "parity.h"
 
-#if defined(__x86_64__)
+#if RL_X86
 
 #include <immintrin.h>
 #include <string.h>

@@ -274,6 +274,7 @@ typedef struct rl_array rl_array;
 #define RL_DEVICE_REMOVED 6 /* its index is free; the member was let go */
 
 #define RL_ARRAY_READ_ONLY 1 /* nothing is ever written to a member, none is failed */
+#define RL_ARRAY_FORCED 2    /* the superblocks say that writes were open, and the caller has decided to take parity as it is: clean from the next idle moment on */
 
 struct rl_device_config {
     rl_member *member; /* borrowed until the array is closed or the device removed */

@@ -219,8 +219,8 @@ class Array:
         config.size_of = ffi.sizeof("struct rl_array_config")
         config.flags = lib.RL_ARRAY_READ_ONLY if self.read_only else 0
         config.geometry, config.superblock = judged.geometry[0], self._sb[0]
-        if judged.needs_force and judged.clean:
-            config.superblock.resync_offset = MAX_SECTOR
+        if judged.needs_force:
+            config.flags |= lib.RL_ARRAY_FORCED
         config.device_count, config.devices = len(self._used), devices
         for device, candidate in zip(devices, self._used, strict=True):
             self._fill(device, candidate, keep)

@@ -145,6 +145,7 @@ def test_as_a_process(tank):
     assert [line for line in answer.stdout.splitlines() if line != line.rstrip()] == []
     assert process("nonsense").returncode == 64
     assert process("--help").returncode == 0
+    assert re.fullmatch(r"raidlib [0-9][0-9.]*\n", process("--version").stdout)
 
 
 def test_own_bug_is_70(tank, monkeypatch):
@@ -384,6 +385,23 @@ def test_life_of_a_member(tank, tmp_path):
     assert (tmp_path / "image").read_bytes() == data
 
 
+def test_spare_steps_in(tmp_path):
+    folder = tmp_path / "a"
+    make(folder, 5, 4, "24M", "--chunk", "64K", "--spare-devices", 1)
+    fill(folder)
+    assert "degraded" in run("fail", folder, 1).stdout
+    run("wait", folder)
+    run("check", folder)
+
+
+def test_add_without_waiting(tank):
+    run("fail", tank, 1)
+    answer = run("add", tank, blank(tank / "new.img", tank / "member-0.img"), "--no-wait")
+    assert "rebuilt" not in answer.stdout
+    run("wait", tank)
+    run("detail", tank, "--test")
+
+
 def test_add_outside_of_the_directory(tank, tmp_path):
     run("fail", tank, 1)
     assert "lies outside of" in run("add", tank, blank(tmp_path / "new.img", tank / "member-0.img")).stderr
@@ -473,6 +491,7 @@ def test_interrupted_rebuild_goes_on(tmp_path):
             if raidlib.examine(str(tmp_path / "a" / "new.img")).role == "rebuilding":
                 break
         time.sleep(0.005)
+    time.sleep(0.2)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode in (0, 130), err

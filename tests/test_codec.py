@@ -6,9 +6,12 @@ with galois' division. Exhaustive: all products, k = 2..32 with every pair of lo
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import galois
 import numpy as np
@@ -367,6 +370,21 @@ def test_crc32c() -> None:
             assert codec.crc32c(data[start : start + length]) == crc_by_bits(data[start : start + length]), (start, length)
     assert codec.crc32c(data[300:], codec.crc32c(data[:300])) == crc_by_bits(data)
     assert lib.rl_crc32c(0, b"", 0) == 0 and lib.rl_crc32c(7, ffi.NULL, 0) == 7
+
+
+def test_other_machines_get_the_portable_code(tmp_path: Path) -> None:
+    """Built as for a machine that is no x86: only the portable kernel is there, and CRC-32C goes by its tables."""
+    sources = [str(Path(__file__).resolve().parent.parent / "csrc" / name) for name in ("parity.c", "parity_x86.c")]
+    library = tmp_path / "portable.so"
+    subprocess.run(["cc", "-std=gnu11", "-O1", "-DRL_PORTABLE", "-shared", "-fPIC", "-o", library, *sources], check=True)
+    portable = ctypes.CDLL(str(library))
+    portable.rl_kernel_name.restype = ctypes.c_char_p
+    assert [portable.rl_kernel_name(i) for i in range(2)] == [b"portable", None]
+    portable.rl_crc32c.restype = ctypes.c_uint32
+    portable.rl_crc32c.argtypes = [ctypes.c_uint32, ctypes.c_char_p, ctypes.c_size_t]
+    data = noise(1, 700)[0].tobytes()
+    for length in (*range(40), 255, 256, 699, 700):
+        assert portable.rl_crc32c(0xFFFFFFFF, data, length) ^ 0xFFFFFFFF == crc_by_bits(data[:length]), length
 
 
 def names() -> Iterator[str]:

@@ -145,6 +145,17 @@ class ArrayHistory(RuleBasedStateMachine):
         self.array.close()
         self.array = raidlib.open(self.members, run=True)
 
+    @rule()
+    def power_cut(self):
+        """Between two requests: the members as they are now, without a close. What was acknowledged is there, and who was failed stays out."""
+        self.settle()
+        self.rebuilding = False
+        images = {path: path.read_bytes() for path in self.members}
+        self.array.close()
+        for path, image in images.items():
+            path.write_bytes(image)
+        self.array = raidlib.open(self.members, run=True, force=bool(self.gone))
+
     @precondition(lambda self: self.bears)
     @rule(repair=st.booleans())
     def check(self, repair):

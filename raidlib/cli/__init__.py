@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+import click
+
 from . import arrays, members, mounts
 from .base import Program
 
@@ -34,6 +36,7 @@ program = Program(
     and `wait` also: 1 degraded or mismatches found, 2 failed, 4 cannot tell.
     """,
 )
+program = click.version_option(package_name="raidlib", message="%(prog)s %(version)s")(program)
 for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS):
     command.help = (command.help or "").replace("\\b", "\b")  # click's mark of a paragraph that is not to be filled
     program.add_command(command)

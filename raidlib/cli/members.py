@@ -25,6 +25,10 @@ def report(verb: str, source: base.Source, done: list[str], status: Status, as_j
     for line in done:
         click.echo(line)
     click.echo(f"{base.name_of(source)}: {short_state(status)}")
+    if status.job is not None and status.job.state in ("running", "paused"):
+        what = "rebuild" if status.job.kind == "recovery" else status.job.kind
+        goes_on = "runs" if status.owner_pid else "goes on when the array is next opened"
+        click.echo(f"its {what} {goes_on}; `raidlib wait {base.name_of(source)}` sees it through")
     return OK
 
 
@@ -145,8 +149,6 @@ def bring_in(verb: str, array: str, members: tuple[str, ...], run: bool, force: 
         ended = watch(handle, job, live, as_json) if wait else []
         status: Status = handle.status()
         lines = [f"{word}: {'added' if verb == 'add' else 'taken back'}{'' if job else ' as a spare'}" for word in members]
-        if job and not wait:
-            lines.append(f"its rebuild {'runs; see `raidlib wait`' if live else 'goes on when the array is next opened'}")
         return report(verb.replace("_", "-"), source, lines + [job_line(j) for j in ended], status, as_json, jobs=ended)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from .base import IO, OK, json_option, source_argument
 @source_argument
 @click.argument("directory", metavar="DIR")
 @click.option("--fs", default="auto", show_default=True, type=click.Choice(["auto", "ext4", "none"]), help="none: only the file `volume`.")
+@click.option("--driver", default="auto", show_default=True, type=click.Choice(mount.DRIVERS), help="Who runs the file system.")
 @click.option("--read-only", "-r", is_flag=True, help="Write nothing to any member.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay; end with Ctrl-C.")
@@ -30,15 +32,18 @@ def mount_verb(array: tuple[str, ...], directory: str, as_json: bool, **options:
       raidlib mount tank /mnt/tank --fs none     # the array as one file, /mnt/tank/volume
     """
     source = base.source_of(array)
-    info = mount.mount(source, directory, **options)
-    if as_json:
-        base.document("mount", mount=info)
-        return OK
-    for note in info.notes:
-        base.say(f"note: {note}")
-    if not options["foreground"]:
-        what = "its volume" if info.fs == "none" else f"{info.fs} by {info.driver}"
-        click.echo(f"{base.name_of(source)} is mounted on {info.mountpoint}: {what}, process {info.pid}")
+
+    def announce(info: mount.MountInfo) -> None:
+        if as_json:
+            base.document("mount", mount=info)
+        else:
+            for note in info.notes:
+                base.say(f"note: {note}")
+            what = "its volume" if info.fs == "none" else f"{info.fs} by {'the kernel' if info.driver == 'kernel' else info.driver}"
+            click.echo(f"{base.name_of(source)} is mounted on {info.mountpoint}: {what}, process {info.pid}")
+        sys.stdout.flush()
+
+    mount.mount(source, directory, on_ready=announce, **options)
     return OK
 
 

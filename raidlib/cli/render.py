@@ -189,7 +189,7 @@ def print_status(status: Status, name: str, live: bool) -> None:
         ("Created", when(status.created)),
         ("Updated", when(status.updated)),
     ]
-    words = [part for text in (*status.notes, status.advice) if text for part in ("", Text(text))]
+    words = [part for text in (*(f"Note: {note}" for note in status.notes), status.advice) if text for part in ("", Text(text))]
     show(headline(name, status), "", Padding(facts(rows), (0, 0, 0, 2)), "", *members_table(status.members), *words)
 
 
@@ -299,7 +299,7 @@ def export_examine(sb: Superblock) -> list[str]:
     lines = [f"MD_LEVEL={sb.level}", f"MD_DEVICES={sb.raid_devices}"]
     lines += [f"MD_NAME={sb.name}"] if sb.name and not old else []
     lines += [f"MD_ARRAY_SIZE={brief_size(size)}"] if size else []
-    lines += [f"MD_UUID={sb.uuid}", f"MD_UPDATE_TIME={int(sb.updated)}"]
+    lines += [f"MD_UUID={sb.uuid}", f"MD_UPDATE_TIME={int(sb.created if old else sb.updated)}"]  # mdadm 4.2 says the former for 0.90
     lines += [] if old else [f"MD_DEV_UUID={sb.device_uuid}"]
     return [*lines, f"MD_EVENTS={sb.events}"]
 
