@@ -193,10 +193,10 @@ static void count_uneven(rl_array *a)
     }
 }
 
-void rl_device_out(rl_array *a, uint32_t device, int error, const char *why)
+/* why: in words, or NULL for what the member itself said last. */
+void rl_device_out(rl_array *a, uint32_t device, const char *why)
 {
     struct device *d = a->devices[device];
-    char text[sizeof d->reason];
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
         if (a->slot_device[slot] == (int32_t)device) {
             a->slot_device[slot] = -1;
@@ -209,8 +209,10 @@ void rl_device_out(rl_array *a, uint32_t device, int error, const char *why)
         if (a->replacement[slot] == (int32_t)device)
             a->replacement[slot] = -1;
     }
-    snprintf(text, sizeof text, "%s", why ? why : strerror(-error));
-    memcpy(d->reason, text, sizeof d->reason);
+    if (why)
+        snprintf(d->reason, sizeof d->reason, "%s", why);
+    else
+        rl_member_trouble(d->member, d->reason, sizeof d->reason);
     rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, d->reason);
     d->state = RL_DEVICE_FAULTY;
     d->slot = -1;
@@ -235,8 +237,6 @@ int rl_request_settle(struct request *rq)
     rl_array *a = rq->a;
     int rc = 0;
     bool changed = false;
-    struct rl_error why;
-    rl_last_error(&why);
     if (rq->failed_count == 0 || a->flags & RL_ARRAY_READ_ONLY)
         return 0;
     pthread_rwlock_wrlock(&a->config);
@@ -251,7 +251,7 @@ int rl_request_settle(struct request *rq)
             rc = rl_fail(EIO, "rl_array", d->slot, 0, "%s failed (%s), and the content needs it", d->member->name, strerror(-rq->failed[i].error));
             continue;
         }
-        rl_device_out(a, device, rq->failed[i].error, rq->failed[i].error == why.code ? why.text : NULL);
+        rl_device_out(a, device, NULL);
         changed = true;
     }
     if (changed) {
@@ -483,7 +483,7 @@ static int fail_locked(rl_array *a, uint32_t device)
         return rc;
     if (!rl_enough_without(a, (int32_t)device))
         return rl_fail(EBUSY, "rl_array_fail", d->slot, 0, "the content needs %s: failing it would lose data", d->member->name);
-    rl_device_out(a, device, 0, "failed by the administrator");
+    rl_device_out(a, device, "failed by the administrator");
     return rl_metadata_commit(a);
 }
 

@@ -58,7 +58,11 @@ struct rl_member {
     uint32_t flags;        /* RL_MEMBER_* */
     atomic_uint users;     /* arrays that have it open */
     char *name;            /* for messages */
+    pthread_mutex_t trouble_lock;
+    char trouble[160]; /* trouble_lock: the last failure in words */
 };
+/* Why the member failed last, in words. */
+void rl_member_trouble(rl_member *member, char *out, size_t length);
 
 /* One request to one device. The order of a device's requests and what may run beside what is decided by the callers; rl_io_run submits all and waits for all,
  * so that a back end with queues (io_uring) or with deadlines (parked, engine-owned buffers) fits in behind it without a change above. */
@@ -174,8 +178,11 @@ int rl_metadata_set_active(rl_array *a);
 int rl_metadata_set_clean(rl_array *a);
 void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out);
 /* config lock exclusive: marks it faulty in memory; rl_metadata_commit must follow */
-void rl_device_out(rl_array *a, uint32_t device, int error, const char *why);
+void rl_device_out(rl_array *a, uint32_t device, const char *why);
+/* config lock held, either way */
 uint64_t rl_flush_devices(rl_array *a, struct request *rq);
+/* no config lock held; exclusive on return */
+uint64_t rl_lock_flushed(rl_array *a, struct request *rq);
 
 /* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, 0 to be called again once the request is settled, or -errno. */
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);

@@ -56,6 +56,7 @@ static int member_new(size_t bytes, const struct rl_member_ops *ops, const char 
     m->name = copy;
     m->block_bytes = 1;
     m->memory_align = 1;
+    pthread_mutex_init(&m->trouble_lock, NULL);
     *out = m;
     return 0;
 }
@@ -68,12 +69,12 @@ struct fd_member {
     bool is_file, has_path;
     dev_t device;
     ino_t inode;
-    atomic_bool dead;
+    const char *_Atomic dead; /* why, or NULL */
 };
 
 static int fd_dead(struct fd_member *m, uint64_t offset, const char *why)
 {
-    atomic_store(&m->dead, true);
+    atomic_store(&m->dead, why);
     return rl_fail(ENODEV, m->base.name, -1, offset, "%s %s", m->base.name, why);
 }
 
@@ -81,8 +82,9 @@ static int fd_dead(struct fd_member *m, uint64_t offset, const char *why)
 static int fd_alive(struct fd_member *m, uint64_t offset)
 {
     struct stat now;
-    if (atomic_load(&m->dead))
-        return rl_fail(ENODEV, m->base.name, -1, offset, "%s is gone", m->base.name);
+    const char *dead = atomic_load(&m->dead);
+    if (dead)
+        return fd_dead(m, offset, dead);
     if (!m->is_file)
         return 0;
     if (fstat(m->fd, &now))
@@ -354,9 +356,28 @@ int rl_member_close(rl_member *member)
     if (atomic_load(&member->users))
         return rl_fail(EBUSY, "rl_member_close", -1, 0, "%s is in use by an array", member->name);
     member->ops->close(member);
+    pthread_mutex_destroy(&member->trouble_lock);
     free(member->name);
     free(member);
     return 0;
+}
+
+/* Keeps the words of a failure for whoever will have to explain it; passes the result on. */
+static int noted(rl_member *member, int rc)
+{
+    if (rc) {
+        pthread_mutex_lock(&member->trouble_lock);
+        snprintf(member->trouble, sizeof member->trouble, "%.159s", last_error.text);
+        pthread_mutex_unlock(&member->trouble_lock);
+    }
+    return rc;
+}
+
+void rl_member_trouble(rl_member *member, char *out, size_t length)
+{
+    pthread_mutex_lock(&member->trouble_lock);
+    snprintf(out, length, "%s", member->trouble);
+    pthread_mutex_unlock(&member->trouble_lock);
 }
 
 uint64_t rl_member_size(const rl_member *member)
@@ -425,7 +446,7 @@ int rl_member_flush(rl_member *member)
 
 int rl_member_probe(rl_member *member)
 {
-    return member->ops->probe(member);
+    return noted(member, member->ops->probe(member));
 }
 
 void rl_io_run(struct rl_io *ios, unsigned count)
@@ -433,10 +454,10 @@ void rl_io_run(struct rl_io *ios, unsigned count)
     for (unsigned i = 0; i < count; i++) {
         struct rl_io *io = &ios[i];
         if (io->op == RL_OP_READ)
-            io->result = rl_member_pread(io->member, io->buffer, io->length, io->offset, io->flags);
+            io->result = noted(io->member, rl_member_pread(io->member, io->buffer, io->length, io->offset, io->flags));
         else if (io->op == RL_OP_WRITE)
-            io->result = rl_member_pwrite(io->member, io->buffer, io->length, io->offset);
+            io->result = noted(io->member, rl_member_pwrite(io->member, io->buffer, io->length, io->offset));
         else
-            io->result = rl_member_flush(io->member);
+            io->result = noted(io->member, rl_member_flush(io->member));
     }
 }

@@ -122,9 +122,7 @@ int rl_metadata_commit(rl_array *a)
             if (rl_is_space_error(written)) {
                 rc = rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
             } else if (rl_enough_without(a, (int32_t)i)) {
-                struct rl_error why;
-                rl_last_error(&why);
-                rl_device_out(a, i, written, why.code == written ? why.text : NULL);
+                rl_device_out(a, i, NULL);
                 again = true;
             } else {
                 if (written == -ENODEV)
@@ -155,6 +153,17 @@ uint64_t rl_flush_devices(rl_array *a, struct request *rq)
     return failures;
 }
 
+/* Takes the config lock exclusively with all devices flushed: a first time beside the users, so that the flush that holds them up finds little to do.
+ * Returns the number of failures, which are noted in rq. */
+uint64_t rl_lock_flushed(rl_array *a, struct request *rq)
+{
+    pthread_rwlock_rdlock(&a->config);
+    uint64_t failures = rl_flush_devices(a, rq);
+    pthread_rwlock_unlock(&a->config);
+    pthread_rwlock_wrlock(&a->config);
+    return failures ? failures : rl_flush_devices(a, rq);
+}
+
 int rl_metadata_set_active(rl_array *a)
 {
     if (atomic_load(&a->active))
@@ -181,7 +190,7 @@ int rl_metadata_set_clean(rl_array *a)
             return rl_fail(EIO, "rl_array_flush", a->devices[rq.failed[i].device]->slot, 0, "%s cannot be flushed, and the content needs it",
                            a->devices[rq.failed[i].device]->member->name);
         }
-        rl_device_out(a, rq.failed[i].device, rq.failed[i].error, NULL);
+        rl_device_out(a, rq.failed[i].device, NULL);
     }
     if (atomic_load(&a->broken))
         return rl_fail(EIO, "rl_array_close", -1, 0, "the array has failed: it stays marked active");

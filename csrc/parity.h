@@ -59,8 +59,8 @@ extern const struct rl_kernel rl_kernel_portable;
 #define RL_TABLE_64(f, c) RL_TABLE_16(f, c), RL_TABLE_16(f, (c) + 16), RL_TABLE_16(f, (c) + 32), RL_TABLE_16(f, (c) + 48)
 #define RL_TABLE_256(f) RL_TABLE_64(f, 0), RL_TABLE_64(f, 64), RL_TABLE_64(f, 128), RL_TABLE_64(f, 192)
 #define RL_LINEAR(c, v0, v1, v2, v3, v4, v5, v6, v7) \
-    (((c) & 1 ? v0 : 0u) ^ ((c) & 2 ? v1 : 0u) ^ ((c) & 4 ? v2 : 0u) ^ ((c) & 8 ? v3 : 0u) ^ ((c) & 16 ? v4 : 0u) ^ \
-     ((c) & 32 ? v5 : 0u) ^ ((c) & 64 ? v6 : 0u) ^ ((c) & 128 ? v7 : 0u))
+    (((c) & 1 ? v0 : 0u) ^ ((c) & 2 ? v1 : 0u) ^ ((c) & 4 ? v2 : 0u) ^ ((c) & 8 ? v3 : 0u) ^ ((c) & 16 ? v4 : 0u) ^ ((c) & 32 ? v5 : 0u) ^ \
+     ((c) & 64 ? v6 : 0u) ^ ((c) & 128 ? v7 : 0u))
 
 #if RL_X86
 extern const struct rl_kernel rl_kernel_ssse3, rl_kernel_avx2, rl_kernel_avx512gfni;

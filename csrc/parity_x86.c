@@ -34,21 +34,21 @@
 
 /* nibbles[c]: c * 0..15, then c * 0x00, 0x10 .. 0xf0. Little-endian words; linear in c. */
 #define NIBBLES(c) \
-    {RL_LINEAR(c, 0x0706050403020100, 0x0e0c0a0806040200, 0x1c1814100c080400, 0x3830282018100800, 0x7060504030201000, \
-               0xe0c0a08060402000, 0xdd9d5d1dc0804000, 0xa727ba3a9d1d8000), \
-     RL_LINEAR(c, 0x0f0e0d0c0b0a0908, 0x1e1c1a1816141210, 0x3c3834302c282420, 0x7870686058504840, 0xf0e0d0c0b0a09080, \
-               0xfdddbd9d7d5d3d1d, 0xe7a76727faba7a3a, 0xd353ce4ee969f474), \
-     RL_LINEAR(c, 0x7060504030201000, 0xe0c0a08060402000, 0xdd9d5d1dc0804000, 0xa727ba3a9d1d8000, 0x534e6974273a1d00, \
-               0xa69cd2e84e743a00, 0x5125b9cd9ce87400, 0xa24a6f8725cde800), \
-     RL_LINEAR(c, 0xf0e0d0c0b0a09080, 0xfdddbd9d7d5d3d1d, 0xe7a76727faba7a3a, 0xd353ce4ee969f474, 0xbba6819ccfd2f5e8, \
-               0x6b511f2583b9f7cd, 0xd6a23e4a1b6ff387, 0xb1597c9436defb13)}
+    {RL_LINEAR(c, 0x0706050403020100, 0x0e0c0a0806040200, 0x1c1814100c080400, 0x3830282018100800, 0x7060504030201000, 0xe0c0a08060402000, \
+               0xdd9d5d1dc0804000, 0xa727ba3a9d1d8000), \
+     RL_LINEAR(c, 0x0f0e0d0c0b0a0908, 0x1e1c1a1816141210, 0x3c3834302c282420, 0x7870686058504840, 0xf0e0d0c0b0a09080, 0xfdddbd9d7d5d3d1d, \
+               0xe7a76727faba7a3a, 0xd353ce4ee969f474), \
+     RL_LINEAR(c, 0x7060504030201000, 0xe0c0a08060402000, 0xdd9d5d1dc0804000, 0xa727ba3a9d1d8000, 0x534e6974273a1d00, 0xa69cd2e84e743a00, \
+               0x5125b9cd9ce87400, 0xa24a6f8725cde800), \
+     RL_LINEAR(c, 0xf0e0d0c0b0a09080, 0xfdddbd9d7d5d3d1d, 0xe7a76727faba7a3a, 0xd353ce4ee969f474, 0xbba6819ccfd2f5e8, 0x6b511f2583b9f7cd, \
+               0xd6a23e4a1b6ff387, 0xb1597c9436defb13)}
 
 static const uint64_t nibbles[256][4] __attribute__((aligned(64))) = {RL_TABLE_256(NIBBLES)};
 
 /* matrices[c]: multiplication by c as gf2p8affineqb takes it (byte 7 - i is the row of output bit i). Linear in c. */
 #define MATRIX(c) \
-    RL_LINEAR(c, 0x0102040810204080, 0x8001828488102040, 0x408041c2c4881020, 0x2040a061e2c48810, 0x102050b071e2c488, \
-              0x8810a8d83871e2c4, 0xc488d46c1c3871e2, 0xe2c46a368e1c3871)
+    RL_LINEAR(c, 0x0102040810204080, 0x8001828488102040, 0x408041c2c4881020, 0x2040a061e2c48810, 0x102050b071e2c488, 0x8810a8d83871e2c4, \
+              0xc488d46c1c3871e2, 0xe2c46a368e1c3871)
 
 static const uint64_t matrices[256] __attribute__((aligned(64))) = {RL_TABLE_256(MATRIX)};
 
@@ -331,8 +331,8 @@ AVX2 static void avx2_pq(unsigned n, size_t begin, size_t end, const uint8_t *co
 }
 
 /* `vectors` columns of registers side by side share the tables they look up in; more than 2 x 4 accumulators do not fit. */
-AVX2 RL_ALWAYS_INLINE size_t avx2_dot_steps(unsigned vectors, unsigned rows, unsigned n, size_t at, size_t end,
-                                            const uint8_t *coefficient, const uint8_t *const *source, uint8_t *const *out)
+AVX2 RL_ALWAYS_INLINE size_t avx2_dot_steps(unsigned vectors, unsigned rows, unsigned n, size_t at, size_t end, const uint8_t *coefficient,
+                                            const uint8_t *const *source, uint8_t *const *out)
 {
     for (; end - at >= vectors * 32; at += vectors * 32) {
         __m256i acc[RL_PARITY_MAX][2];
@@ -477,8 +477,8 @@ GFNI RL_ALWAYS_INLINE size_t gfni_pq_steps(unsigned vectors, unsigned n, size_t 
             UNROLL_4(v, vectors, {
                 const __m512i a = gfni_load(lower + v * 64), b = gfni_load(upper + v * 64);
                 p[v] = _mm512_ternarylogic_epi64(p[v], a, b, XOR3);
-                q[v] = _mm512_ternarylogic_epi64(_mm512_gf2p8affine_epi64_epi8(q[v], by_4, 0),
-                                                 _mm512_gf2p8affine_epi64_epi8(b, by_2, 0), a, XOR3);
+                q[v] = _mm512_ternarylogic_epi64(_mm512_gf2p8affine_epi64_epi8(q[v], by_4, 0), _mm512_gf2p8affine_epi64_epi8(b, by_2, 0), a,
+                                                 XOR3);
             });
         }
         if (i == 1) {

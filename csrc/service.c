@@ -6,7 +6,6 @@
 
 #define PROBE_NS 1000000000u /* a heartbeat of every member each second */
 
-/* Flushes beside the users first, so that the flush under the exclusive lock finds little to do. */
 static int go_clean_if_idle(rl_array *a)
 {
     struct request rq = {.a = a};
@@ -17,17 +16,12 @@ static int go_clean_if_idle(rl_array *a)
         return (int)a->safe_mode_ms;
     if (idle < due)
         return (int)((due - idle) / 1000000u + 1);
-    pthread_rwlock_rdlock(&a->config);
-    rl_flush_devices(a, &rq);
+    /* where a flush failed: recorded by the settlement, or the array is broken and its writers will be told; where the mark failed the array stays active, and the next
+     * round tries again */
+    if (rl_lock_flushed(a, &rq) == 0 && atomic_load(&a->write_sequence) == sequence)
+        (void)rl_metadata_set_clean(a);
     pthread_rwlock_unlock(&a->config);
-    if (rq.failed_count) {
-        (void)rl_request_settle(&rq); /* recorded, or the array is broken and its writers will be told */
-        return 1;
-    }
-    pthread_rwlock_wrlock(&a->config);
-    if (atomic_load(&a->write_sequence) == sequence)
-        (void)rl_metadata_set_clean(a); /* if that fails the array stays active, and the next round tries again */
-    pthread_rwlock_unlock(&a->config);
+    (void)rl_request_settle(&rq);
     return (int)a->safe_mode_ms;
 }
 

@@ -320,8 +320,7 @@ static int finish_recovery(rl_sync *s)
 {
     rl_array *a = s->a;
     struct request rq = {.a = a};
-    pthread_rwlock_wrlock(&a->config);
-    uint64_t failures = rl_flush_devices(a, &rq);
+    uint64_t failures = rl_lock_flushed(a, &rq);
     for (uint32_t i = 0; failures == 0 && i < a->device_count; i++) {
         struct device *d = a->devices[i];
         if (!is_target(d) || atomic_load(&d->recovered) < atomic_load(&s->total))
@@ -330,7 +329,7 @@ static int finish_recovery(rl_sync *s)
             int32_t slot = d->slot, original = a->slot_device[slot];
             a->replacement[slot] = -1;
             if (original >= 0)
-                rl_device_out(a, (uint32_t)original, 0, "replaced");
+                rl_device_out(a, (uint32_t)original, "replaced");
             a->slot_device[slot] = (int32_t)i;
         }
         d->state = RL_DEVICE_IN_SYNC;
@@ -547,8 +546,7 @@ static int checkpoint(rl_sync *s)
     int rc = 0;
     if (s->kind != RL_SYNC_RECOVER && s->kind != RL_SYNC_RESYNC)
         return 0;
-    pthread_rwlock_wrlock(&a->config);
-    if (rl_flush_devices(a, &rq) == 0)
+    if (rl_lock_flushed(a, &rq) == 0)
         rc = rl_metadata_commit(a);
     pthread_rwlock_unlock(&a->config);
     int settled = rl_request_settle(&rq);

@@ -714,12 +714,14 @@ def _spawn(options: _Options) -> MountInfo:
     """Starts the owner and waits until it is ready, or says why it is not."""
     read, write = os.pipe2(os.O_CLOEXEC)
     root = str(Path(__file__).resolve().parent.parent)
+    environment = dict(os.environ)
+    if environment.get("RAIDLIB_RUNTIME_DIR"):
+        environment["RAIDLIB_RUNTIME_DIR"] = os.path.abspath(environment["RAIDLIB_RUNTIME_DIR"])  # the owner works in /
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True, "env": environment}
     command = [sys.executable, "-P", "-c", _CHILD, root, str(write), f"raidlib: mount of {options.mountpoint}"]
     with os.fdopen(read, "rb") as answer, tempfile.TemporaryFile() as complaints:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, pass_fds=[write], start_new_session=True
-            )
+            process = subprocess.Popen(command, stderr=complaints, pass_fds=[write], **how)
         finally:
             os.close(write)
         process.communicate(msgspec.json.encode(options))

@@ -45,7 +45,7 @@ class Info(Struct, frozen=True, kw_only=True):
 
 
 def runtime_roots() -> list[Path]:
-    """Where run-time folders may lie; a new one goes to the first. $RAIDLIB_RUNTIME_DIR stands for all of them.
+    """Where run-time folders may lie; a new one goes to the first that can be made. $RAIDLIB_RUNTIME_DIR stands for all of them.
 
     A session and a cron job of one user see different variables, so all of the places are searched.
     """
@@ -54,7 +54,7 @@ def runtime_roots() -> list[Path]:
         return [Path(forced).absolute()]
     uid = os.geteuid()
     if uid == 0:
-        return [Path("/run/raidlib")]
+        return [Path("/run/raidlib"), Path("/tmp/raidlib-0")]
     roots = []
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         path = Path(base) / "raidlib" if base else None
@@ -261,6 +261,16 @@ def _try_claim(uuid: str, path: Path) -> Claim | None:
     return None
 
 
+def _usable(roots: list[Path]) -> Path:
+    for root in roots:
+        try:
+            os.close(_make_folder(root))
+            return root
+        except OSError as error:
+            problem = f"{root}: {error.strerror}"
+    raise AccessError(f"no folder for what belongs to running arrays can be made ({problem}): set RAIDLIB_RUNTIME_DIR to one of your own")
+
+
 def claim(uuid: str) -> Claim:
     """Makes this process the array's owner. BusyError with the owner's pid and mount point if there is one."""
     name = folder_name(uuid)
@@ -268,12 +278,12 @@ def claim(uuid: str) -> Claim:
     for path, fd in _folders():
         if path.name == name and is_locked(fd):
             raise busy_error(uuid, _read_info(fd))
-    os.close(_make_folder(roots[0]))
+    root = _usable(roots)
     for _ in range(100):
-        result = _try_claim(uuid, roots[0] / name)
+        result = _try_claim(uuid, root / name)
         if result is not None:
             return result
-    raise BusyError(f"{roots[0] / name} comes and goes: array {uuid} is being stopped; try again")
+    raise BusyError(f"{root / name} comes and goes: array {uuid} is being stopped; try again")
 
 
 def matches(info: Info, target: str) -> bool:

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import raidlib
+from raidlib import demo
 from raidlib.cli import program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,6 +268,11 @@ def test_export_is_the_content(tank, tmp_path):
     run("fail", tank, 0, 1)
     run("export", tank, tmp_path / "image", "--yes")
     assert (tmp_path / "image").read_bytes() == data
+
+
+def test_export_over_a_member(tank):
+    with unchanged(*tank.iterdir()):
+        assert "member-0.img is a member" in one_line(run("export", tank, tank / "member-0.img", "--yes", code=64))
 
 
 def process_bytes(*words):
@@ -706,6 +712,37 @@ def test_demo(tmp_path):
     assert answer.stdout.count("the array has noticed") == 4
     assert "parity check" in answer.stdout and "0 mismatches" in answer.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    """Few files: what the machinery does is seen on them, too."""
+    monkeypatch.setattr(demo, "RANDOM_BYTES", 24 << 20)
+    monkeypatch.setattr(demo.sysconfig, "get_path", lambda _: str(Path(json.__file__).parent))
+
+
+def test_demo_without_a_mount(tmp_path, small_demo, monkeypatch):
+    def no_mount(*_, **__):
+        raise raidlib.errors.MissingFacilityError("/dev/fuse is missing")
+
+    monkeypatch.setattr(demo.mount, "mount", no_mount)
+    report = run_json("demo", "--dir", tmp_path)["report"]
+    assert report["notes"][0].startswith("no mount here (/dev/fuse is missing)")
+    assert report["files_compared"] == report["files"] > 3
+    assert (report["files_differing"], report["mismatch_count"], report["file_system_errors"]) == (0, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_that_finds_a_difference(tmp_path, small_demo, monkeypatch):
+    monkeypatch.setattr(demo.Source, "compare", lambda *_: ["python/decoder.py: its content differs"])
+    assert run("demo", "--dir", tmp_path, code=74).stdout.endswith(" files compared, 1 files differ\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_that_is_kept(tmp_path, small_demo):
+    report = run_json("demo", "--dir", tmp_path, "--keep")["report"]
+    assert report["kept"] is True
+    run("detail", Path(report["directory"]) / "tank", "--test")
 
 
 def test_interrupted_demo_cleans_up(tmp_path):

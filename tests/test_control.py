@@ -157,6 +157,13 @@ def test_a_folder_that_is_not_ours_alone_is_refused(run_folder, tmp_path, trick)
     assert caught.value.exit_code == 77
 
 
+def test_no_place_for_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAIDLIB_RUNTIME_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(errors.AccessError, match="RAIDLIB_RUNTIME_DIR"):
+        runtime.claim(UUID)
+
+
 def test_a_long_path_is_no_hindrance(tmp_path, monkeypatch, array):
     monkeypatch.setenv("RAIDLIB_RUNTIME_DIR", str(tmp_path / ("x" * 200)))
     with control.Owner(array):

@@ -509,6 +509,31 @@ def test_a_file_system_that_e2fsck_cannot_mend(tank, place, run_folder):
     nothing_left(place, run_folder)
 
 
+def test_fuse2fs_stands_in_for_the_kernel(tank, place, monkeypatch):
+    def no_loop(_session):
+        raise errors.MissingFacilityError("no loop device can be had")
+
+    seen = []
+    monkeypatch.setattr(mount._Session, "_mount_by_kernel", no_loop)
+
+    def ready(info):
+        seen.append(info)
+        threading.Thread(target=mount.umount, args=(place,)).start()
+
+    info = mount.mount(tank, place, foreground=True, on_ready=ready)
+    assert info.driver == "fuse2fs"
+    assert os.geteuid() != 0 or any("stands in" in note and "no loop device" in note for note in info.notes)
+
+
+def test_a_relative_run_time_folder(tank, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAIDLIB_RUNTIME_DIR", "here")
+    mount.mount("tank", "mnt", driver="fuse2fs")
+    assert control.connect("mnt").status().mountpoint == str(place)
+    assert len(os.listdir(tmp_path / "here")) == 1
+    mount.umount("mnt")
+
+
 def test_built_without_fuse(tank, place, monkeypatch):
     monkeypatch.setitem(sys.modules, "raidlib._fuse", None)
     with pytest.raises(errors.MissingFacilityError, match="libfuse3") as caught:

@@ -7,7 +7,8 @@ import os
 import stat
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import click
 
@@ -74,7 +75,7 @@ def create(target: tuple[str, ...], mkfs: str | None, from_dir: str | None, wait
                     tree=from_dir,
                     work_dir=work_dir,
                     blank=isinstance(place, str),
-                    report=lambda done, total, rate, eta: meter.show("filling", done, total, rate, eta),
+                    report=lambda *now: meter.show("filling", *now),
                 )
         if array.job is not None and wait:
             render.finish(array.job, "first resync", False, quiet=as_json)
@@ -233,25 +234,33 @@ def export(array: tuple[str, ...], file: str, run: bool, force: bool, yes: bool,
         status: Status = handle.status()
         if live:
             base.say("note: the array is in use; what is being written now may be in the copy by halves, as after a power cut")
-        out = sys.stdout.buffer if to_stdout else open(file, "wb")  # noqa: SIM115 (closed below)
-        try:
+        with (
+            contextlib.nullcontext(sys.stdout.buffer) if to_stdout else fresh_file(file, status) as out,
+            content.reader(handle, status, live) as read,
+        ):
             sparse = not to_stdout and stat.S_ISREG(os.fstat(out.fileno()).st_mode)
-            with content.reader(handle, status, live) as read:
-                written = content.copy_out(
-                    read,
-                    status.size,
-                    out,
-                    sparse=sparse,
-                    report=lambda done, total, rate, eta: meter.show("exporting", done, total, rate, eta),
-                )
-        finally:
-            if not to_stdout:
-                out.close()
+            written = content.copy_out(read, status.size, out, sparse=sparse, report=lambda *now: meter.show("exporting", *now))
     if as_json:
         base.document("export", file=file, bytes=status.size, bytes_written=written)
     elif not to_stdout:
         click.echo(f"{file}: {format_size(status.size)}, {format_size(written)} of them not zeros")
     return OK
+
+
+@contextlib.contextmanager
+def fresh_file(path: str, status: Status) -> Iterator[BinaryIO]:
+    """A file to write to, which is no member of the array, and does not stay if the writing fails."""
+    for member in status.members:
+        if os.path.exists(path) and os.path.exists(member.path) and os.path.samefile(path, member.path):
+            raise UsageError(f"{path} is a member of the array; export to another file", members=[path])
+    is_new = not os.path.exists(path)
+    with open(path, "wb") as out:
+        try:
+            yield out
+        except BaseException:
+            if is_new:
+                os.unlink(path)
+            raise
 
 
 @click.command("zero-superblock", short_help="Erase a member's superblock.")

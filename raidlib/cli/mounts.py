@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -102,6 +104,17 @@ class Screen:
         return render.Meter(self.quiet)
 
 
+@contextlib.contextmanager
+def ends_as_interruptions() -> Iterator[None]:
+    """An end by SIGTERM or SIGHUP cleans up as Ctrl-C does."""
+    before = {number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @click.command("demo", short_help="Show the main job on real files.")
 @click.option(
     "--dir",
@@ -118,9 +131,8 @@ def demo_verb(directory: str | None, keep: bool, as_json: bool) -> int:
     \b
       raidlib demo
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # an end by these cleans up as Ctrl-C does
-    report = demo.run(directory, keep=keep, screen=Screen(as_json))
+    with ends_as_interruptions():
+        report = demo.run(directory, keep=keep, screen=Screen(as_json))
     wrong = report.files_differing or report.mismatch_count or report.file_system_errors
     if as_json:
         base.document("demo", report=report)

@@ -121,7 +121,8 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
         if folder and member.path.startswith(folder)
         else member.path
     )
-    notes = [member.reason] if member.reason and not (member.state is MemberState.REMOVED and member.reason == "no member") else []
+    reason = member.reason.replace(f"{folder}/", "") if folder else member.reason
+    notes = [reason] if reason and not (member.state is MemberState.REMOVED and member.reason == "no member") else []
     for number, what in ((member.corrected_reads, "read error was mended"), (member.read_errors - member.corrected_reads, "read error")):
         if number > 0:
             notes.append(f"{number} {what.replace('error', 'errors').replace('was', 'were') if number > 1 else what}")
@@ -148,9 +149,9 @@ def state_words(status: Status, live: bool) -> Text:
     words = {"read_only": "whole, read-only", "active": "whole, being written", "clean": "whole, clean"}.get(state, state.upper())
     if not live and state in ("read_only", "active", "clean"):
         words = "whole" if status.resync_offset is None else "whole, but was not stopped cleanly"
-    if status.degraded:
+    if status.degraded and state != "failed":
         words += f": {count_of(status.degraded, 'slot')} of {status.raid_devices} without a member that is in sync"
-    return Text(words, style=_STATE_STYLE.get(state if not status.degraded else "degraded", ""))
+    return Text(words, style=_STATE_STYLE.get(state, ""))
 
 
 def job_words(job: JobStatus) -> str:
