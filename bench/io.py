@@ -1,8 +1,11 @@
-"""Array I/O against plain pread/pwrite of the same number of bytes, interleaved in one run: level 5 of 4+1, chunk 64K, members in tmpfs, requests of 1 MiB, one thread.
+"""Array I/O against plain pread/pwrite of the same number of bytes, interleaved in one run.
+
+Level 5 of 4+1, chunk 64K, members in tmpfs, requests of 1 MiB, one thread.
 
     .venv/bin/python bench/io.py [--rounds 31] [--mib 256]
 
-Prints the median ratios: reads (target 0.7 or more) and aligned full-stripe writes (target 0.5 or more; parity is counted: the reference writes 5/4 of the bytes).
+Prints the median ratios: reads (target 0.7 or more) and aligned full-stripe writes (target 0.5 or more; parity is counted: the reference
+writes 5/4 of the bytes).
 """
 
 import argparse

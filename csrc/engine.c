@@ -160,7 +160,7 @@ static void present_slots(const rl_array *a, int32_t without, uint8_t *present)
 {
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
         int32_t d = a->slot_device[slot];
-        present[slot] = d >= 0 && d != without && a->devices[d]->state == RL_DEVICE_IN_SYNC;
+        present[slot] = d >= 0 && d != without && a->devices[d]->state == RL_DEVICE_IN_SYNC && !a->devices[d]->lost;
     }
 }
 
@@ -219,6 +219,18 @@ void rl_device_out(rl_array *a, uint32_t device, const char *why)
     count_uneven(a);
 }
 
+/* I2: it cannot leave its slot, and the array cannot go on. */
+void rl_device_lost(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    if (d->lost)
+        return;
+    d->lost = true;
+    rl_member_trouble(d->member, d->reason, sizeof d->reason);
+    atomic_store(&a->broken, true);
+    rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, "a member that the content needs is gone: the array has failed");
+}
+
 void rl_request_failed(struct request *rq, uint32_t device, int error)
 {
     for (unsigned i = 0; i < rq->failed_count; i++) {
@@ -246,9 +258,10 @@ int rl_request_settle(struct request *rq)
         if (d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED)
             continue; /* another request was first, and has recorded it */
         if (!rl_enough_without(a, (int32_t)device)) { /* I2 */
-            if (rq->failed[i].error == -ENODEV && !atomic_exchange(&a->broken, true))
-                rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, "a member that the content needs is gone: the array has failed");
-            rc = rl_fail(EIO, "rl_array", d->slot, 0, "%s failed (%s), and the content needs it", d->member->name, strerror(-rq->failed[i].error));
+            if (rq->failed[i].error == -ENODEV)
+                rl_device_lost(a, device);
+            rc = rl_fail(EIO, "rl_array", d->slot, 0, "%s failed (%s), and the content needs it", d->member->name,
+                         strerror(-rq->failed[i].error));
             continue;
         }
         rl_device_out(a, device, NULL);
@@ -270,7 +283,8 @@ static int check_device(const rl_array *a, const struct rl_device_config *c, uin
     static const char call[] = "rl_array_open";
     const struct rl_superblock *sb = c->superblock;
     uint64_t sectors = rl_member_size(c->member) / RL_SECTOR;
-    uint64_t used = a->g.level <= 0 ? (c->slot >= 0 && c->slot < (int32_t)a->g.slots ? a->g.length_sectors[c->slot] : 0) : a->g.used_sectors;
+    uint64_t used =
+        a->g.level <= 0 ? (c->slot >= 0 && c->slot < (int32_t)a->g.slots ? a->g.length_sectors[c->slot] : 0) : a->g.used_sectors;
     uint32_t block = rl_member_block_bytes(c->member);
     if (c->slot >= (int32_t)a->g.slots || (c->slot < 0 && c->state != RL_DEVICE_SPARE))
         return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: slot %d does not exist", c->member->name, c->slot);
@@ -280,7 +294,8 @@ static int check_device(const rl_array *a, const struct rl_device_config *c, uin
         return rl_fail(EINVAL, call, (int32_t)index, 0, "%s has %llu sectors, the array needs %llu from sector %llu on", c->member->name,
                        (unsigned long long)sectors, (unsigned long long)used, (unsigned long long)sb->data_offset);
     if (sb->data_offset * RL_SECTOR % block || used * RL_SECTOR % block)
-        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data do not begin or end at whole blocks of %u bytes", c->member->name, block);
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data do not begin or end at whole blocks of %u bytes", c->member->name,
+                       block);
     return 0;
 }
 
@@ -318,7 +333,8 @@ static int take_device(rl_array *a, const struct rl_device_config *c, uint32_t i
         return 0;
     int32_t *place = c->state == RL_DEVICE_REPLACEMENT ? &a->replacement[c->slot] : &a->slot_device[c->slot];
     if (*place >= 0)
-        return rl_fail(EINVAL, "rl_array_open", c->slot, 0, "slot %d is given twice: %s and %s", c->slot, a->devices[*place]->member->name, d->member->name);
+        return rl_fail(EINVAL, "rl_array_open", c->slot, 0, "slot %d is given twice: %s and %s", c->slot, a->devices[*place]->member->name,
+                       d->member->name);
     *place = (int32_t)index;
     return 0;
 }
@@ -543,10 +559,12 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
     if (rc)
         return rc;
     if (a->g.parity == 0 && a->g.copies == 1)
-        return rl_fail(EOPNOTSUPP, "rl_array_add", -1, 0, "level %d has no redundancy: there is nothing to rebuild from", a->g.level);
-    if (superblock->data_offset > sectors || sectors - superblock->data_offset < a->g.dev_sectors || superblock->data_size < a->g.dev_sectors)
-        return rl_fail(ENOSPC, "rl_array_add", -1, 0, "%s is too small: the array needs %llu bytes of data on each member, it has room for %llu",
-                       member->name, (unsigned long long)(a->g.dev_sectors * RL_SECTOR),
+        return rl_fail(EINVAL, "rl_array_add", -1, 0, "level %d has no redundancy: there is nothing to rebuild from", a->g.level);
+    if (superblock->data_offset > sectors || sectors - superblock->data_offset < a->g.dev_sectors ||
+        superblock->data_size < a->g.dev_sectors)
+        return rl_fail(ENOSPC, "rl_array_add", -1, 0,
+                       "%s is too small: the array needs %llu bytes of data on each member, it has room for %llu", member->name,
+                       (unsigned long long)(a->g.dev_sectors * RL_SECTOR),
                        (unsigned long long)(sectors > superblock->data_offset ? (sectors - superblock->data_offset) * RL_SECTOR : 0));
     if (index == RL_DEVICES_MAX || number >= (a->sb.version == 90 ? RL_SB90_DISKS : RL_SB_DEVS_MAX))
         return rl_fail(EBUSY, "rl_array_add", -1, 0, "the array has no room for one more device: remove the faulty ones");
@@ -564,8 +582,9 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
     *device = index;
     rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, member->name);
     rc = rl_metadata_commit(a);
-    return rc == 0 && a->devices[index]->state == RL_DEVICE_FAULTY ? rl_fail(EIO, "rl_array_add", -1, 0, "%s: %s", member->name, a->devices[index]->reason)
-                                                                     : rc;
+    return rc == 0 && a->devices[index]->state == RL_DEVICE_FAULTY
+               ? rl_fail(EIO, "rl_array_add", -1, 0, "%s: %s", member->name, a->devices[index]->reason)
+               : rc;
 }
 
 int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
@@ -676,7 +695,7 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
         rc = rl_fail(EINVAL, "rl_array_device", (int32_t)device, 0, "there is no device %u", device);
     } else {
         const struct device *d = a->devices[device];
-        *out = (struct rl_device_status){.state = d->state,
+        *out = (struct rl_device_status){.state = d->lost ? RL_DEVICE_FAULTY : d->state,
                                          .slot = d->slot,
                                          .dev_number = d->sb.dev_number,
                                          .recovered_sectors = atomic_load(&d->recovered),

@@ -420,8 +420,9 @@ static int sb1_check_data(const struct rl_superblock *sb, uint64_t member_sector
     if (offset < first || offset > end)
         return REFUSE(EINVAL, at, "data_offset %" PRIu64 " is not in %" PRIu64 "..%" PRIu64, offset, first, end);
     if (size > end - offset)
-        return REFUSE(EINVAL, at, "data_size %" PRIu64 ": only %" PRIu64 " sectors follow data_offset %" PRIu64, size, end - offset,
-                      offset);
+        return REFUSE(EINVAL, at,
+                      "the member was truncated: data_size %" PRIu64 ", but only %" PRIu64 " sectors follow data_offset %" PRIu64, size,
+                      end - offset, offset);
     if (sb->version == 100 && sb->size_sectors > at - offset)
         return REFUSE(EINVAL, at, "size_sectors %" PRIu64 " reaches over the superblock", sb->size_sectors);
 

@@ -65,7 +65,8 @@ static int raid0_init(struct rl_geometry *g)
     if (rc == 0 && g->layout > 2)
         return rl_fail(EOPNOTSUPP, CALL, -1, 0, "raid0 layout %u is not known", g->layout);
     if (rc == 0 && ambiguous && g->layout == 0)
-        return rl_fail(EOPNOTSUPP, CALL, -1, 0, "raid0 of members of unequal size, and the superblock does not say which layout (original or alternate)");
+        return rl_fail(EOPNOTSUPP, CALL, -1, 0,
+                       "raid0 of members of unequal size, and the superblock does not say which layout (original or alternate)");
     return rc;
 }
 
@@ -269,8 +270,8 @@ static int raid10_init(struct rl_geometry *g)
     if (g->layout >> 19 || g->copies == 0 || kind == 3)
         return rl_fail(EOPNOTSUPP, CALL, -1, 0, "raid10 layout %#x is not known", g->layout);
     if (g->copies > n || g->copies > RL_COPIES_MAX)
-        return rl_fail(EINVAL, CALL, -1, 0, "raid10 layout %#x makes %u copies on %u members (at most %d are handled)", g->layout, g->copies, n,
-                       RL_COPIES_MAX);
+        return rl_fail(EINVAL, CALL, -1, 0, "raid10 layout %#x makes %u copies on %u members (at most %d are handled)", g->layout,
+                       g->copies, n, RL_COPIES_MAX);
     if (g->far_offset && g->near_copies > 1 && n % g->near_copies)
         return rl_fail(EOPNOTSUPP, CALL, -1, 0, "raid10 layout %#x maps two chunks to one place with %u members", g->layout, n);
     g->far_set = kind == 0 ? n : kind == 1 ? n / g->far_copies : g->copies;

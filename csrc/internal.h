@@ -28,14 +28,25 @@ _Noreturn void rl_assert_failed(const char *condition, const char *file, int lin
 #define RL_SECTOR 512u
 #define RL_BUFFER_ALIGN 4096u
 
-static inline uint64_t rl_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
-static inline uint64_t rl_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
-static inline uint64_t rl_round_down(uint64_t value, uint64_t unit) { return value - value % unit; }
-static inline uint64_t rl_round_up(uint64_t value, uint64_t unit) { return rl_round_down(value + unit - 1, unit); }
+static inline uint64_t rl_min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+static inline uint64_t rl_max(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+static inline uint64_t rl_round_down(uint64_t value, uint64_t unit)
+{
+    return value - value % unit;
+}
+static inline uint64_t rl_round_up(uint64_t value, uint64_t unit)
+{
+    return rl_round_down(value + unit - 1, unit);
+}
 
 /* Records rl_last_error() and returns -code. */
 int rl_fail(int code, const char *call, int32_t slot, uint64_t offset, const char *format, ...) __attribute__((format(printf, 5, 6)));
-
 
 /* ---- Members ------------------------------------------------------------------------------------------------------ */
 
@@ -97,6 +108,7 @@ struct device {
     uint64_t *bad;            /* pairs {first, sectors} relative to data_offset, sorted */
     uint32_t bad_count;
     _Atomic uint64_t read_errors, corrected_reads;
+    bool lost;           /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
 
@@ -167,6 +179,7 @@ int rl_request_settle(struct request *rq);
 /* config lock held, either way. */
 int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
+void rl_device_lost(rl_array *a, uint32_t device); /* config exclusive */
 uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
 bool rl_enough_without(const rl_array *a, int32_t device);
 struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length);
@@ -205,8 +218,8 @@ struct stripe {
 void rl_stripe_look(const rl_array *a, uint64_t number, struct stripe *st);
 /* Brings the blocks want[i] of [low, low + length) of the stripe into w->block[i] + at: from the member where it can be, else by the code. Stripe lock held.
  * 0; -EIO where the code does not bear what is lost. */
-int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at, const uint8_t *want,
-                    uint8_t io_flags);
+int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at,
+                    const uint8_t *want, uint8_t io_flags);
 pthread_mutex_t *rl_stripe_lock(rl_array *a, uint64_t number);
 /* The region of a level without parity that one lock covers: its number, and the array sector where it ends. */
 uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end);

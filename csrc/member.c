@@ -99,7 +99,8 @@ static int fd_alive(struct fd_member *m, uint64_t offset)
 /* Makes what the page cache holds of the range durable and drops it, so that the next read asks the device. */
 static void fd_drop_cache(const struct fd_member *m, uint64_t length, uint64_t offset)
 {
-    sync_file_range(m->fd, (off64_t)offset, (off64_t)length, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    sync_file_range(m->fd, (off64_t)offset, (off64_t)length,
+                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     posix_fadvise(m->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
 }
 
@@ -115,7 +116,8 @@ static int fd_pread(rl_member *member, void *buffer, uint64_t length, uint64_t o
         if (got == 0)
             return fd_dead(m, offset + done, "ends too early: it was truncated");
         if (got < 0 && errno != EINTR)
-            return rl_fail(errno == ENXIO ? ENODEV : errno, member->name, -1, offset, "reading %s failed: %s", member->name, strerror(errno));
+            return rl_fail(errno == ENXIO ? ENODEV : errno, member->name, -1, offset, "reading %s failed: %s", member->name,
+                           strerror(errno));
         done += got > 0 ? (uint64_t)got : 0;
     }
     return 0;
@@ -132,7 +134,8 @@ static int fd_pwrite(rl_member *member, const void *buffer, uint64_t length, uin
         if (put == 0)
             return rl_fail(EIO, member->name, -1, offset, "writing %s made no progress", member->name);
         if (put < 0 && errno != EINTR)
-            return rl_fail(errno == ENXIO ? ENODEV : errno, member->name, -1, offset, "writing %s failed: %s", member->name, strerror(errno));
+            return rl_fail(errno == ENXIO ? ENODEV : errno, member->name, -1, offset, "writing %s failed: %s", member->name,
+                           strerror(errno));
         done += put > 0 ? (uint64_t)put : 0;
     }
     return 0;
@@ -326,8 +329,8 @@ static void callback_close(rl_member *member)
 
 static const struct rl_member_ops callback_ops = {"object", callback_pread, callback_pwrite, callback_flush, always_well, callback_close};
 
-int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes, const char *name,
-                             rl_member **out)
+int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
+                             const char *name, rl_member **out)
 {
     static const char call[] = "rl_member_open_callbacks";
     if (callbacks->size_of != sizeof *callbacks)

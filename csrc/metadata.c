@@ -22,7 +22,9 @@ static void stamp_090(const rl_array *a, const struct device *own, struct rl_sup
             continue;
         next += !in_sync;
         out->disks[number] = (struct rl_sb90_disk){number, d->sb.this_disk.major, d->sb.this_disk.minor, number,
-                                                   in_sync ? 6u | (d->sb.this_disk.state & 0x600u) : d->state == RL_DEVICE_FAULTY ? 1u : 0u};
+                                                   in_sync                        ? 6u | (d->sb.this_disk.state & 0x600u)
+                                                   : d->state == RL_DEVICE_FAULTY ? 1u
+                                                                                  : 0u};
         if (d == own) {
             out->this_disk = out->disks[number];
             out->dev_number = number;
@@ -126,8 +128,9 @@ int rl_metadata_commit(rl_array *a)
                 again = true;
             } else {
                 if (written == -ENODEV)
-                    atomic_store(&a->broken, true);
-                rc = rl_fail(EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s, which the content needs, cannot be written", d->member->name);
+                    rl_device_lost(a, i);
+                rc = rl_fail(EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s, which the content needs, cannot be written",
+                             d->member->name);
             }
         }
     }
@@ -186,9 +189,9 @@ int rl_metadata_set_clean(rl_array *a)
     for (unsigned i = 0; i < rq.failed_count; i++) {
         if (!rl_enough_without(a, (int32_t)rq.failed[i].device)) {
             if (rq.failed[i].error == -ENODEV)
-                atomic_store(&a->broken, true);
-            return rl_fail(EIO, "rl_array_flush", a->devices[rq.failed[i].device]->slot, 0, "%s cannot be flushed, and the content needs it",
-                           a->devices[rq.failed[i].device]->member->name);
+                rl_device_lost(a, rq.failed[i].device);
+            return rl_fail(EIO, "rl_array_flush", a->devices[rq.failed[i].device]->slot, 0,
+                           "%s cannot be flushed, and the content needs it", a->devices[rq.failed[i].device]->member->name);
         }
         rl_device_out(a, rq.failed[i].device, NULL);
     }

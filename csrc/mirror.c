@@ -98,15 +98,16 @@ static unsigned add_writes(rl_array *a, struct rl_io *ios, const struct rl_place
         int32_t devices[2] = {a->slot_device[places[i].slot], a->replacement[places[i].slot]};
         for (unsigned j = 0; j < 2; j++) {
             if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], places[i].sector, length / RL_SECTOR))
-                ios[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)data, places[i].sector * RL_SECTOR, length);
+                ios[n++] =
+                    rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)data, places[i].sector * RL_SECTOR, length);
         }
     }
     return n;
 }
 
 /* The data of [offset, offset + length) as whole blocks from `low` on, edges read: the caller's buffer itself where that is safe. NULL: *rc. */
-static const void *stage_data(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, uint64_t low, uint64_t high,
-                              bool stable, int *rc)
+static const void *stage_data(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, uint64_t low,
+                              uint64_t high, bool stable, int *rc)
 {
     uint64_t block = rq->a->block_bytes;
     bool edges = low != offset || high != offset + length;

@@ -274,7 +274,8 @@ typedef struct rl_array rl_array;
 #define RL_DEVICE_REMOVED 6 /* its index is free; the member was let go */
 
 #define RL_ARRAY_READ_ONLY 1 /* nothing is ever written to a member, none is failed */
-#define RL_ARRAY_FORCED 2    /* the superblocks say that writes were open, and the caller has decided to take parity as it is: clean from the next idle moment on */
+#define RL_ARRAY_FORCED \
+    2 /* the superblocks say that writes were open, and the caller has decided to take parity as it is: clean from the next idle moment on */
 
 struct rl_device_config {
     rl_member *member; /* borrowed until the array is closed or the device removed */
@@ -289,15 +290,15 @@ struct rl_device_config {
 struct rl_array_config {
     uint32_t size_of;
     uint32_t flags;
-    struct rl_geometry geometry;  /* initialised */
+    struct rl_geometry geometry; /* initialised */
     struct rl_superblock superblock; /* the freshest member's: the array-wide fields are taken from it */
     uint32_t device_count;
-    uint32_t safe_mode_ms;        /* idle time after which the array is marked clean; 0: 200 */
+    uint32_t safe_mode_ms; /* idle time after which the array is marked clean; 0: 200 */
     const struct rl_device_config *devices;
     uint64_t (*clock_ns)(void *context); /* monotonic time; NULL: CLOCK_MONOTONIC */
-    uint64_t (*wall_ns)(void *context);  /* time of day, for utime; NULL: CLOCK_REALTIME */
+    uint64_t (*wall_ns)(void *context); /* time of day, for utime; NULL: CLOCK_REALTIME */
     void *clock_context;
-    const char *kernel;           /* name of a parity kernel; NULL: the fastest */
+    const char *kernel; /* name of a parity kernel; NULL: the fastest */
 };
 
 /* Opens an array out of devices that the caller has judged (assembly.py): no policy here. Writes nothing. The engine refuses what it could not
@@ -308,7 +309,7 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out);
  * the clean mark or the last flush failed. NULL is a no-op. */
 int rl_array_close(rl_array *array);
 
-uint64_t rl_array_size(const rl_array *array);        /* bytes */
+uint64_t rl_array_size(const rl_array *array); /* bytes */
 uint32_t rl_array_block_bytes(const rl_array *array); /* requests aligned to it need no read of their edges */
 
 /* Whole request or failure; any byte range inside the array. -EIO: more is lost than the level bears, or read errors on too many members;
@@ -331,17 +332,17 @@ int rl_array_add(rl_array *array, rl_member *member, const struct rl_superblock 
 /* Gives spare `device` the first empty slot; it is then RL_DEVICE_REBUILDING from 0. -ENOENT: no slot is empty. */
 int rl_array_activate_spare(rl_array *array, uint32_t device);
 
-#define RL_STATE_CLEAN 1    /* no write is open; parity and copies agree */
-#define RL_STATE_ACTIVE 2   /* writes may be open, or a resync is due */
-#define RL_STATE_FAILED 4   /* more is lost than the level bears */
+#define RL_STATE_CLEAN 1 /* no write is open; parity and copies agree */
+#define RL_STATE_ACTIVE 2 /* writes may be open, or a resync is due */
+#define RL_STATE_FAILED 4 /* more is lost than the level bears */
 #define RL_STATE_READ_ONLY 8
 
 struct rl_array_status {
-    uint32_t state;         /* RL_STATE_* bits */
-    uint32_t device_count;  /* indices in use, removed ones included */
+    uint32_t state; /* RL_STATE_* bits */
+    uint32_t device_count; /* indices in use, removed ones included */
     uint32_t slots_in_sync;
     uint32_t slots_missing; /* empty or not in sync */
-    uint32_t lost_more;     /* how many further slots may be lost without loss of content, whichever they are */
+    uint32_t lost_more; /* how many further slots may be lost without loss of content, whichever they are */
     uint64_t events;
     uint64_t resync_sectors; /* parity and copies agree below it; RL_MAX_SECTOR: everywhere */
     uint64_t mismatch_count; /* of the last check or repair: 512-byte sectors, as md counts */
@@ -394,9 +395,9 @@ int rl_event_wait(rl_array *array, struct rl_event *out, int timeout_ms);
 
 typedef struct rl_sync rl_sync;
 #define RL_SYNC_RECOVER 1 /* fill every REBUILDING and REPLACEMENT device, from its checkpoint */
-#define RL_SYNC_RESYNC 2  /* make parity and copies agree, from resync_sectors on */
-#define RL_SYNC_CHECK 3   /* count mismatches */
-#define RL_SYNC_REPAIR 4  /* and mend them */
+#define RL_SYNC_RESYNC 2 /* make parity and copies agree, from resync_sectors on */
+#define RL_SYNC_CHECK 3 /* count mismatches */
+#define RL_SYNC_REPAIR 4 /* and mend them */
 
 #define RL_SYNC_IDLE 0
 #define RL_SYNC_RUNNING 1
@@ -408,7 +409,7 @@ typedef struct rl_sync rl_sync;
 struct rl_sync_progress {
     uint32_t kind, state;
     uint64_t start_bytes, done_bytes, total_bytes; /* of each member; start: where it went on */
-    uint64_t mismatch_count;          /* sectors */
+    uint64_t mismatch_count; /* sectors */
     uint64_t elapsed_ns;
     int32_t result; /* -errno once FAILED */
 };

@@ -114,8 +114,8 @@ static int fetch_plan(const rl_array *a, struct fetch *f)
     }
     if (f->decode && parities < lost)
         return rl_fail(EIO, "rl_array", -1, stripe_sector(a, f->st, f->low) * RL_SECTOR,
-                       "stripe %llu: %u data blocks cannot be read, and %u parities are left to compute them from", (unsigned long long)f->st->number, lost,
-                       parities);
+                       "stripe %llu: %u data blocks cannot be read, and %u parities are left to compute them from",
+                       (unsigned long long)f->st->number, lost, parities);
     return 0;
 }
 
@@ -198,8 +198,8 @@ static int fetch_once(struct request *rq, struct fetch *f)
     return rc;
 }
 
-int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at, const uint8_t *want,
-                    uint8_t io_flags)
+int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspace *w, uint64_t low, uint64_t length, uint64_t at,
+                    const uint8_t *want, uint8_t io_flags)
 {
     struct fetch f = {.st = st, .w = w, .want = want, .io_flags = io_flags};
     for (uint64_t done = 0; done < length; done += f.length) {
@@ -456,7 +456,8 @@ static int check_range(const rl_array *a, const char *call, uint64_t length, uin
 }
 
 /* The device that serves a segment best: for copies, each in turn for a stretch, write-mostly ones last. -1: only the slow way can. */
-static int choose_device(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t sectors, uint64_t offset, uint64_t *sector)
+static int choose_device(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t sectors, uint64_t offset,
+                         uint64_t *sector)
 {
     int fallback = -1;
     unsigned turn = count > 1 ? (unsigned)((offset >> 20) % count) : 0;

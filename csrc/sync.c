@@ -67,7 +67,7 @@ int rl_sync_new(rl_array *a, uint32_t kind, rl_sync **out)
     if (kind < RL_SYNC_RECOVER || kind > RL_SYNC_REPAIR)
         return rl_fail(EINVAL, call, -1, 0, "job %u is not known", kind);
     if (a->g.parity == 0 && a->g.copies == 1)
-        return rl_fail(EOPNOTSUPP, call, -1, 0, "level %d has no redundancy to check or rebuild", a->g.level);
+        return rl_fail(EINVAL, call, -1, 0, "level %d has no redundancy to check or rebuild", a->g.level);
     if (a->flags & RL_ARRAY_READ_ONLY && kind != RL_SYNC_CHECK)
         return rl_fail(EROFS, call, -1, 0, "the array is open read-only");
     rl_sync *s = calloc(1, sizeof *s);
@@ -156,7 +156,8 @@ void rl_sync_progress(const rl_sync *s, struct rl_sync_progress *out)
                                      .done_bytes = atomic_load(&s->done) * RL_SECTOR,
                                      .total_bytes = atomic_load(&s->total) * RL_SECTOR,
                                      .mismatch_count = atomic_load(&s->mismatches),
-                                     .elapsed_ns = runs ? s->a->clock_ns(s->a->clock_context) - atomic_load(&s->started_ns) : atomic_load(&s->elapsed_ns),
+                                     .elapsed_ns = runs ? s->a->clock_ns(s->a->clock_context) - atomic_load(&s->started_ns)
+                                                        : atomic_load(&s->elapsed_ns),
                                      .result = atomic_load(&s->result)};
 }
 
@@ -359,7 +360,8 @@ static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t s
 
 /* One page of a stripe whose parity does not agree. With two parities or more the code names the block that lies, if one block alone explains it: that is rewritten.
  * Else the data stay as they are and parity is computed from them (and always in a resync, where it is what a crash left undone). */
-static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, struct workspace *w, uint64_t at, uint64_t length, uint64_t sector, bool all_parity)
+static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, struct workspace *w, uint64_t at, uint64_t length,
+                     uint64_t sector, bool all_parity)
 {
     rl_array *a = s->a;
     const void *stored[RL_PARITY_MAX], *computed[RL_PARITY_MAX];
@@ -527,7 +529,8 @@ static int compare_slice(rl_sync *s, struct request *rq, struct workspace *w, ui
         *sectors = rl_min(*sectors, end - sector);
     }
     pthread_mutex_lock(rl_stripe_lock(a, region));
-    int rc = a->g.parity ? compare_stripe(s, rq, w, &st, sector % a->g.chunk_sectors, *sectors) : compare_copies(s, rq, w, sector, *sectors);
+    int rc =
+        a->g.parity ? compare_stripe(s, rq, w, &st, sector % a->g.chunk_sectors, *sectors) : compare_copies(s, rq, w, sector, *sectors);
     if (rc == 0 && s->kind == RL_SYNC_RESYNC && rq->failed_count == 0) {
         uint64_t expected = sector; /* a write that found no space may have set it back meanwhile */
         atomic_compare_exchange_strong(&a->resync, &expected, sector + *sectors);

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import creation
+from . import creation, runtime
 from .assembly import Assembly, Candidate, Plan, judge
 from .engine import BlockDevice, buffer_of, check, ffi, lib
-from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError
+from .errors import BusyError, NoSuperblockError, ReadOnlyError, RefusedError, UnsupportedError, UsageError
 from .jobs import Job
-from .member import VERSIONS, Member, MemberSource, Source, close_all, examine, open_members, read_superblock, resolve, uuid_text, zero_superblock
+from .member import (
+    VERSIONS,
+    Member,
+    MemberSource,
+    Source,
+    close_all,
+    examine,
+    open_members,
+    read_superblock,
+    resolve,
+    sort_out,
+    uuid_text,
+    zero_superblock,
+)
 from .model import (
     MAX_SECTOR,
     SECTOR,
@@ -25,11 +38,11 @@ from .model import (
     MemberStatus,
     State,
     Status,
-    Superblock,
     format_size,
     layout_name,
     parse_size,
 )
+from .rawfile import RawArray
 
 _DEVICE_STATES = {
     lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
@@ -57,38 +70,63 @@ _EVENTS = {
 
 def plan(source: Source, *, force: bool = False) -> Assembly:
     """What `open` would make of the members, and why. Writes nothing, opens nothing for writing."""
-    members = open_members(resolve(source), read_only=True, lock=False)
+    sources, damaged = sort_out(source)
+    members = open_members(sources, read_only=True, lock=False)
     try:
-        return judge(members, force=force).summary()
+        judged = judge(members, force=force)
+        judged.set_aside = damaged
+        return judged.summary()
     finally:
         close_all(members)
 
 
-def open(source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False) -> Array:
+def open(
+    source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False, held: runtime.Claim | None = None
+) -> Array:
     """Opens an array.
 
-    source: a directory that holds the members, or a list of members: paths, `BlockDevice` objects, None for missing ones. mode: "rw", or "r", which writes nothing
-    to any member. run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
-    direct: direct I/O (O_DIRECT) where the members take it. What needs an option is refused with RefusedError, which names it.
+    source: a directory that holds the members, or a list of members: paths, `BlockDevice` objects, None for missing ones.
+    mode: "rw", or "r", which writes nothing to any member.
+    run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
+    direct: direct I/O (O_DIRECT) where the members take it.
+    held: for writing, the array has one owner on this host (BusyError names its pid); this is that right, where the caller has it.
+    What needs an option is refused with RefusedError, which names it.
     """
     if mode not in ("r", "rw"):
         raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
     read_only = mode == "r"
-    members = open_members(resolve(source), read_only=read_only, direct=direct)
+    sources, damaged = sort_out(source)
+    members = _open_unused(sources, read_only, direct)
     try:
         judged = judge(members, force=force)
+        judged.set_aside = damaged
         _refuse_start(judged, read_only, run or force)
-        array = Array(judged, read_only)
+        array = Array(judged, read_only, held)
     except UsageError:
         close_all(members)
         if not direct or not any(member.direct for member in members):
             raise
-        return open(source, mode, run=run, force=force)  # data that do not lie at whole blocks of 4096 bytes: without direct I/O
+        array = open(source, mode, run=run, force=force, held=held)  # data that do not lie at whole blocks of 4096 bytes
+        array.notes.append("the members are used without direct I/O: their data do not lie at whole blocks of 4096 bytes")
+        return array
     except BaseException:
         close_all(members)
         raise
+    if direct and not all(member.direct for member in members if member.is_file):
+        array.notes.append("some members are used without direct I/O, which their file system does not offer")
     array._start()
     return array
+
+
+def _open_unused(sources: Sequence[MemberSource], read_only: bool, direct: bool) -> list[Member]:
+    """Opens and locks the members; where one is taken, says by whom if that can be found."""
+    try:
+        return open_members(sources, read_only=read_only, direct=direct)
+    except BusyError as error:
+        for _folder, info in runtime.found(alive=True):
+            if any(runtime.matches(info, path) for path in error.members):
+                raise runtime.busy_error(info.uuid, info) from None
+        raise
 
 
 def _refuse_start(judged: Plan, read_only: bool, run: bool) -> None:
@@ -96,7 +134,9 @@ def _refuse_start(judged: Plan, read_only: bool, run: bool) -> None:
         raise judged.error
     if judged.read_only_only and not read_only:
         names = " and ".join(judged.read_only_only)
-        raise UnsupportedError(f"the array has {names}, which is not written yet; open it read-only (--read-only, mode='r'), or use the kernel's md")
+        raise UnsupportedError(
+            f"the array has {names}, which is not written yet; open it read-only (--read-only, mode='r'), or use the kernel's md"
+        )
 
 
 def create(
@@ -123,11 +163,15 @@ def create(
 ) -> Array:
     """Makes an array and opens it for writing.
 
-    target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for missing ones, of which `size`
-    bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the members hold. Members that are not blank get their parity
-    by a resync, which is the array's first `job`.
+    target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for
+    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the
+    members hold. Members that are not blank get their parity by a resync, which is the array's first `job`.
     """
-    asked = {"a write-intent bitmap": bitmap not in (None, "none"), "a write journal": write_journal is not None, "integrity checksums": integrity not in (None, "none")}
+    asked = {
+        "a write-intent bitmap": bitmap not in (None, "none"),
+        "a write journal": write_journal is not None,
+        "integrity checksums": integrity not in (None, "none"),
+    }
     asked[f"the consistency policy {consistency_policy}"] = consistency_policy not in (None, "resync")
     for feature, wanted in asked.items():
         if wanted:
@@ -136,7 +180,10 @@ def create(
     given: list[MemberSource | None] = [] if folder else [None if m == "missing" else m for m in _as_list(target)]
     count = raid_devices if raid_devices is not None else len(given) - spare_devices
     if given and len(given) != count + spare_devices:
-        raise UsageError(f"{len(given)} members were given for --raid-devices {count} and --spare-devices {spare_devices}; say `missing` for those that are not there")
+        raise UsageError(
+            f"{len(given)} members were given for --raid-devices {count} and --spare-devices {spare_devices}; say "
+            f"`missing` for those that are not there"
+        )
     label = name or (os.path.basename(os.path.abspath(folder)) if folder else "0")
     shape = creation.make_spec(
         level=level,
@@ -167,7 +214,7 @@ def create(
 
 
 def _as_list(target: Source) -> list[MemberSource | None]:
-    return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]  # type: ignore[list-item]
+    return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
 
 
 def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool) -> None:
@@ -186,7 +233,11 @@ def _shared_devices(given: Sequence[MemberSource | None]) -> list[str]:
     for source in given:
         if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
             devices.setdefault(os.stat(source).st_dev, []).append(os.fspath(source))
-    return [f"{len(paths)} members lie on one device: the array protects from the loss of files, not from the loss of that device" for paths in devices.values() if len(paths) > 1]
+    return [
+        f"{len(paths)} members lie on one device: the array protects from the loss of files, not from the loss of that device"
+        for paths in devices.values()
+        if len(paths) > 1
+    ]
 
 
 # ---- the array ----------------------------------------------------------------------------------------------------------
@@ -195,20 +246,32 @@ def _shared_devices(given: Sequence[MemberSource | None]) -> list[str]:
 class Array:
     """An open array. Safe to use from many threads; close it, or leave the `with` block. Offsets and lengths are bytes."""
 
-    def __init__(self, judged: Plan, read_only: bool) -> None:
+    def __init__(self, judged: Plan, read_only: bool, held: runtime.Claim | None = None) -> None:
         sb = judged.freshest.sb
         self.read_only = read_only
         self.notes: list[str] = []
         self._sb, self._geometry = sb, judged.geometry
         self._used = sorted((c for c in judged.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
         self._left_out = [c for c in judged.candidates if not c.used]
+        self._set_aside = judged.set_aside
         self._members: list[Member | None] = [c.member for c in self._used]
         self._gate = threading.Condition()
         self._calls, self._closed = 0, False
         self._admin = threading.RLock()
         self._job: Job | None = None
         self._service: threading.Thread | None = None
-        self._handle = self._open_engine(judged)
+        self.claim = held
+        self._own_claim = None if read_only or held else runtime.claim(self.uuid)
+        try:
+            self._handle = self._open_engine(judged)
+        except BaseException:
+            if self._own_claim is not None:
+                self._own_claim.release()
+            raise
+        if self._own_claim is not None:
+            self.claim = self._own_claim
+            paths = [c.member.path for c in judged.candidates]
+            self._own_claim.publish(runtime.Info(pid=os.getpid(), uuid=self.uuid, name=self.name, members=paths, started=time.time()))
         for candidate in self._left_out:
             candidate.member.close()
 
@@ -297,6 +360,11 @@ class Array:
     def state(self) -> State:
         """As in `status()`."""
         return self.status().state
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
 
     @property
     def job(self) -> Job | None:
@@ -389,13 +457,14 @@ class Array:
             opened = self._members[index]
             if opened is None:
                 continue
-            if isinstance(member, int) and status.slot == member and status.state != lib.RL_DEVICE_REPLACEMENT:
-                return index
-            if not isinstance(member, int) and self._is(opened, member):
-                return index
+            in_slot = status.slot == member and status.state != lib.RL_DEVICE_REPLACEMENT
+            if in_slot if isinstance(member, int) else self._is(opened, member):
+                return int(index)
         if isinstance(member, int):
             raise UsageError(f"slot {member} has no member (slots go from 0 to {self.raid_devices - 1})")
-        raise UsageError(f"{member} is not a member of the array; its members are {', '.join(m.path for m in self._members if m)}", members=[str(member)])
+        raise UsageError(
+            f"{member} is not a member of the array; its members are {', '.join(m.path for m in self._members if m)}", members=[str(member)]
+        )
 
     @staticmethod
     def _is(opened: Member, source: MemberSource) -> bool:
@@ -404,7 +473,10 @@ class Array:
         return os.path.abspath(opened.path) == os.path.abspath(source) or os.path.realpath(opened.path) == os.path.realpath(source)
 
     def fail(self, member: int | MemberSource) -> None:
-        """Marks a member (by slot or by path) as faulty: it is out, and the others' superblocks say so. Refused where content would be lost."""
+        """Marks a member (by slot or by path) as faulty: it is out, and the others' superblocks say so.
+
+        Refused where content would be lost.
+        """
         with self._admin:
             index = self._find(member)
             with self._use() as handle:
@@ -429,9 +501,12 @@ class Array:
     def _faulty(self) -> list[int]:
         return [index for index, status in self._devices() if status.state == lib.RL_DEVICE_FAULTY]
 
-    def add(self, member: MemberSource, *, force: bool = False) -> Job | None:
-        """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None. What it holds is overwritten; a member of another array
-        only with force."""
+    def add(self, member: MemberSource | Member, *, force: bool = False) -> Job | None:
+        """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None.
+
+        What it holds is overwritten; a member of another array
+        only with force.
+        """
         if self.read_only:
             raise ReadOnlyError("the array is open read-only")
         with self._admin:
@@ -451,7 +526,9 @@ class Array:
 
     re_add = add  # a full rebuild, until there is a bitmap to shorten it
 
-    def _open_new(self, member: MemberSource) -> Member:
+    def _open_new(self, member: MemberSource | Member) -> Member:
+        if isinstance(member, Member):
+            return member
         for opened in self._members:
             if opened is not None and self._is(opened, member):
                 state = next(s.state for i, s in self._devices() if self._members[i] is opened)
@@ -460,7 +537,9 @@ class Array:
                 self.remove(member)  # the same place again: what lies there now is a new member
         if isinstance(member, (str, os.PathLike)) and not os.path.exists(member):
             size = max(m.size for m in self._members if m is not None)
-            raise UsageError(f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)])
+            raise UsageError(
+                f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)]
+            )
         return Member.open(member, direct=any(m.direct for m in self._members if m is not None))
 
     def _refuse_new(self, opened: Member, force: bool) -> None:
@@ -470,7 +549,10 @@ class Array:
             return
         uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
         if uuid != self.uuid and not force:
-            raise RefusedError(f"{opened.path} is a member of another array ({uuid}); --yes (force=True) overwrites it, or zero its superblock", members=[opened.path])
+            raise RefusedError(
+                f"{opened.path} is a member of another array ({uuid}); --yes (force=True) overwrites it, or zero its superblock",
+                members=[opened.path],
+            )
 
     def _new_superblock(self, opened: Member) -> Any:
         sectors, like = opened.size // SECTOR, ffi.new("struct rl_superblock *")
@@ -481,7 +563,9 @@ class Array:
         needed = (like.data_offset + self._geometry.dev_sectors) * SECTOR
         if at == MAX_SECTOR or opened.size < needed:
             raise UsageError(
-                f"{opened.path} is too small: {format_size(opened.size)}, and the array needs {format_size(needed)} and its metadata on each member", members=[opened.path]
+                f"{opened.path} is too small: {format_size(opened.size)}, and the array needs {format_size(needed)} "
+                f"and its metadata on each member",
+                members=[opened.path],
             )
         reserved = like.super_offset - like.data_offset - like.data_size  # 1.0: what lies between the data and the superblock
         room = sectors - like.data_offset if like.version in (101, 102) else at - like.data_offset - max(reserved, 0)
@@ -524,14 +608,15 @@ class Array:
 
     def _start_job(self, kind: int) -> Job:
         with self._use() as handle:
-            self._job = Job(handle, kind, self._job_ended)
-        return self._job
+            job = self._job = Job(handle, kind, self._job_ended)
+            job.start()
+        return job
 
     def _job_ended(self, job: Job) -> None:
         with self._gate:
             if self._closed:
                 return
-        if job.error is None or (isinstance(job.error, RaidError) and job.kind in ("check", "repair")):
+        if job.error is None or job.kind in ("check", "repair"):
             threading.Thread(target=self._after_job, args=(job,), name="raidlib next job", daemon=True).start()
 
     def _after_job(self, job: Job) -> None:
@@ -545,7 +630,10 @@ class Array:
         return self._user_job(lib.RL_SYNC_CHECK)
 
     def repair(self) -> Job:
-        """Like check(), and mends: where the code names the member that lies, that one; else parity from the data, copies from the majority or the first."""
+        """Like check(), and mends: where the code names the member that lies, that one.
+
+        Else parity from the data, copies from the majority or the first.
+        """
         return self._user_job(lib.RL_SYNC_REPAIR)
 
     def _user_job(self, kind: int) -> Job:
@@ -639,9 +727,13 @@ class Array:
                 )
             )
         full = {m.slot for m in found if m.state is not MemberState.REPLACEMENT}
-        empty = [MemberStatus(slot=s, path="missing", state=MemberState.REMOVED, reason="no member") for s in range(self.raid_devices) if s not in full]
+        empty = [
+            MemberStatus(slot=s, path="missing", state=MemberState.REMOVED, reason="no member")
+            for s in range(self.raid_devices)
+            if s not in full
+        ]
         out = [MemberStatus(slot=None, path=c.member.path, state=c.state, reason=c.reason) for c in self._left_out]
-        return sorted(found + empty, key=lambda m: (m.slot is None, m.slot or 0)) + out
+        return sorted(found + empty, key=lambda m: (m.slot is None, m.slot or 0)) + out + self._set_aside
 
     # -- the end
 
@@ -665,8 +757,9 @@ class Array:
             try:
                 check(result, lambda text: f"closing the array: {text}")
             finally:
-                if result != -errno.EBUSY:
-                    close_all(self._members)
+                close_all(self._members)
+                if self._own_claim is not None:
+                    self._own_claim.release()
 
     def __enter__(self) -> Array:
         return self
@@ -682,73 +775,21 @@ def _advice(state: State, raw: Any, level: Level, out: Sequence[MemberStatus]) -
     """What can still be lost, and what to do: one or two sentences for someone who is afraid."""
     gone = f" Out of it: {', '.join(f'{m.path} ({m.reason})' for m in out)}." if out else ""
     if state is State.FAILED:
-        return f"More members are lost than {level} bears. Do not create or zero anything: bring back a lost member, and try `raidlib assemble` for what is possible.{gone}"
+        way = "Do not create or zero anything: bring back a lost member, and try `raidlib assemble` for what is possible."
+        return f"More members are lost than {level} bears. {way}{gone}"
     if level <= 0:
         return f"All data are there. {level} has no redundancy: the loss of any member loses the array."
-    more = "No further member may be lost" if raw.lost_more == 0 else f"{raw.lost_more} more member{'s' if raw.lost_more > 1 else ''} may be lost"
+    more = f"{raw.lost_more or 'No'} more member{'s' if raw.lost_more > 1 else ''} may be lost"
     hole = ""
     if level in (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS):
-        hole = " A crash while writing leaves parity to be resynced, and a member lost before that is done can cost stripes that were being written."
+        crash = "A crash while writing leaves parity to be resynced"
+        hole = f" {crash}, and a member lost before that is done can cost stripes that were being written."
     if raw.slots_missing:
-        return f"All data are there, with {raw.slots_missing} member{'s' if raw.slots_missing > 1 else ''} missing. {more}: add a new member soon.{gone}{hole}"
+        missing = f"{raw.slots_missing} member{'s' if raw.slots_missing > 1 else ''} missing"
+        return f"All data are there, with {missing}. {more}: add a new member soon.{gone}{hole}"
     if raw.resync_sectors != MAX_SECTOR:
         return f"All data are there. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
     return f"All data are there. {more} without loss.{gone}{hole}"
-
-
-class RawArray(io.RawIOBase):
-    """The array as a file of fixed size."""
-
-    def __init__(self, array: Array) -> None:
-        self._array, self._position = array, 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def writable(self) -> bool:
-        """Unless the array is open read-only."""
-        return not self._array.read_only
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Any position from 0 on; past the end nothing is read and nothing can be written."""
-        position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._array.size}[whence] + offset
-        if position < 0:
-            raise UsageError(f"position {position} is negative")
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Fills what there is up to the end of the array."""
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._array.size - self._position))
-        if count:
-            self._array.preadinto(view[:count], self._position)
-            self._position += count
-        return count
-
-    def write(self, data: Any, /) -> int:
-        """Writes what fits before the end of the array; ENOSPC where nothing does."""
-        view = memoryview(data).cast("B")
-        count = max(0, min(len(view), self._array.size - self._position))
-        if count == 0 and len(view):
-            raise OSError(errno.ENOSPC, "end of the array")
-        self._array.pwrite(view[:count], self._position)
-        self._position += count
-        return count
-
-    def flush(self) -> None:
-        """Makes it durable."""
-        if not self.closed and not self._array.read_only and not self._array._closed:
-            self._array.flush()
 
 
 __all__ = ["Array", "BlockDevice", "RawArray", "create", "examine", "open", "plan", "resolve", "zero_superblock"]

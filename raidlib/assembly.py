@@ -1,4 +1,7 @@
-"""Which members belong to an array, which is freshest, what is refused and why: md's rules (md-format.md 6.1 to 6.3, 10.1). Writes nothing."""
+"""Which members belong to an array, which is freshest, what is refused and why: md's rules (md-format.md 6.1 to 6.3, 10.1).
+
+Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +81,7 @@ class Plan:
     needs_force: bool = False
     read_only_only: list[str] = dataclasses.field(default_factory=list)
     clean: bool = True
+    set_aside: list[MemberStatus] = dataclasses.field(default_factory=list)  # files that are members no more
 
     def close(self) -> None:
         """Lets all members go."""
@@ -99,7 +103,7 @@ class Plan:
             size=self.geometry.array_sectors * SECTOR if self.geometry else 0,
             events=sb.events,
             clean=self.clean,
-            members=member_statuses(self.candidates, sb.raid_disks),
+            members=member_statuses(self.candidates, sb.raid_disks) + self.set_aside,
             startable=self.error is None,
             needs_run=self.needs_run,
             needs_force=self.needs_force,
@@ -123,7 +127,11 @@ def member_statuses(candidates: Iterable[Candidate], raid_disks: int) -> list[Me
         for c in candidates
     ]
     slots = {m.slot for m in known if m.state in (MemberState.IN_SYNC, MemberState.REBUILDING)}
-    known += [MemberStatus(slot=slot, path="missing", state=MemberState.REMOVED, reason="no member") for slot in range(raid_disks) if slot not in slots]
+    known += [
+        MemberStatus(slot=slot, path="missing", state=MemberState.REMOVED, reason="no member")
+        for slot in range(raid_disks)
+        if slot not in slots
+    ]
     return sorted(known, key=lambda m: (m.slot is None, m.slot if m.slot is not None else 0, m.state is MemberState.REPLACEMENT))
 
 
@@ -138,7 +146,10 @@ def make_geometry(level: int, layout: int, chunk_sectors: int, slots: int, dev_s
 
 
 def judge(members: Sequence[Member], *, force: bool = False) -> Plan:
-    """Reads the superblocks of open members and decides. Raises what is wrong with what was given; what keeps the array from starting is in `Plan.error`."""
+    """Reads the superblocks of open members and decides. Raises what is wrong with what was given.
+
+    What keeps the array from starting is in `Plan.error`.
+    """
     candidates = [Candidate(member, read_superblock(member)) for member in members]
     if not candidates:
         raise NotEnoughMembersError("no members were given")
@@ -169,7 +180,9 @@ def _refuse_mixtures(candidates: list[Candidate]) -> None:
     if len(arrays) > 1:
         listing = "; ".join(f"array {uuid}: {', '.join(paths)}" for uuid, paths in arrays.items())
         smallest = min(arrays.values(), key=len)
-        raise MixedArraysError(f"members of {len(arrays)} arrays were given as one ({listing}); give those of one array only", members=smallest)
+        raise MixedArraysError(
+            f"members of {len(arrays)} arrays were given as one ({listing}); give those of one array only", members=smallest
+        )
 
 
 def _refuse_duplicates(candidates: list[Candidate]) -> None:
@@ -258,7 +271,10 @@ def _refuse_features(plan: Plan) -> None:
             raise UnsupportedError(f"the array has {name}, which is not handled yet; let the kernel finish it, or use the kernel's md")
     plan.read_only_only = sorted({name for bit, name in _READ_ONLY_FEATURES.items() if features & bit})
     if features & (lib.RL_FEATURE_PPL | lib.RL_FEATURE_MULTIPLE_PPL) and not plan.clean and len(_in_sync(plan)) < sb.raid_disks:
-        raise UnsupportedError("the array was not stopped cleanly and a member is missing: its partial parity log (PPL) would have to be replayed, which is not handled yet")
+        raise UnsupportedError(
+            "the array was not stopped cleanly and a member is missing: its partial parity log (PPL) would have to be "
+            "replayed, which is not handled yet"
+        )
 
 
 def _in_sync(plan: Plan) -> list[Candidate]:
@@ -290,7 +306,9 @@ def _check_sizes(plan: Plan) -> None:
 
 def _missing_words(plan: Plan, slots: list[int]) -> str:
     left_out = [f"{c.member.path} was left out: {c.reason}" for c in plan.candidates if not c.used and c.reason]
-    words = f"slot{'s' if len(slots) > 1 else ''} {', '.join(map(str, slots))} of {plan.freshest.sb.raid_disks} {'have' if len(slots) > 1 else 'has'} no usable member"
+    many = len(slots) > 1
+    which = f"slot{'s' if many else ''} {', '.join(map(str, slots))} of {plan.freshest.sb.raid_disks}"
+    words = f"{which} {'have' if many else 'has'} no usable member"
     return words + (f" ({'; '.join(left_out)})" if left_out else "")
 
 
@@ -304,7 +322,9 @@ def _enough(plan: Plan, candidates: Iterable[Candidate]) -> bool:
 
 def _promote(plan: Plan) -> None:
     """--force: the least stale members are taken as they are until there are enough (md-format.md 6.3 a)."""
-    stale = sorted((c for c in plan.candidates if not c.used and c.slot is not None and role_of(c.sb)[0] == "active"), key=lambda c: -c.sb.events)
+    stale = sorted(
+        (c for c in plan.candidates if not c.used and c.slot is not None and role_of(c.sb)[0] == "active"), key=lambda c: -c.sb.events
+    )
     while stale and not _enough(plan, _in_sync(plan)):
         events = stale[0].sb.events
         while stale and stale[0].sb.events == events:
@@ -328,7 +348,8 @@ def _decide_start(plan: Plan, force: bool) -> None:
         plan.needs_force = True
         if not force:
             raise RefusedError(
-                f"the array was not stopped cleanly and {_missing_words(plan, missing)}: the parity of stripes that were being written may not fit, so what is "
+                f"the array was not stopped cleanly and {_missing_words(plan, missing)}: the parity of stripes that "
+                f"were being written may not fit, so what is "
                 "reconstructed from it may be wrong; --force (force=True) opens it all the same"
             )
         plan.clean = True  # md's "force clean": there is nothing to resync from
@@ -337,6 +358,7 @@ def _decide_start(plan: Plan, force: bool) -> None:
     if len(present) + rebuilding < working and not force:
         plan.needs_run = True
         plan.error = RefusedError(
-            f"{_missing_words(plan, missing)}, but {plan.freshest.member.path} remembers {working} working members: look for the others first, or start "
+            f"{_missing_words(plan, missing)}, but {plan.freshest.member.path} remembers {working} working members: "
+            f"look for the others first, or start "
             "with what is there by --run (run=True)"
         )

@@ -24,6 +24,7 @@ import msgspec
 from . import array as _array
 from . import errors
 from .errors import AccessError, BusyError, RaidError, UsageError
+from .member import Member
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
 from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, open_folder, remove_entry
 
@@ -167,6 +168,7 @@ class Owner:
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.array, self.notes = array, list(notes)
+        held = held or array.claim
         self._claim, self._owns_claim = held or claim(array.uuid), held is None
         self.info = info or Info(pid=os.getpid(), uuid=array.uuid, name=array.name, started=time.time(), members=self.members())
         self.ended = threading.Event()
@@ -385,17 +387,15 @@ class Owner:
         self.publish(members=self.members())
         return removed
 
-    def _with_member(self, call: Callable[[str], Any], lines: Lines, path: str) -> tuple[int, str] | None:
-        """Takes in the file that the client opened: by its name if that means the same here, else by the descriptor, which stays open."""
+    def _with_member(self, call: Callable[[Any], Any], lines: Lines, path: str) -> tuple[int, str] | None:
+        """Takes in the file that the client opened: by its name if that means the same here, else by the descriptor."""
         if len(lines.descriptors) != 1:
             raise UsageError("one descriptor, the new member's, must come with this request")
         try:
             same = os.path.samestat(os.fstat(lines.descriptors[0]), os.stat(path))
         except OSError:
             same = False
-        job = call(path if same else f"/proc/self/fd/{lines.descriptors[0]}")
-        if not same:
-            lines.descriptors.clear()
+        job = call(path if same else Member.adopt(lines.descriptors.pop(), path))
         self.publish(members=self.members())
         return None if job is None else self._number(job)
 
@@ -758,6 +758,9 @@ def search(target: Any, *, alive: bool = True) -> tuple[Path, Info] | None:
 
 
 def connect(target: Any) -> Client | None:
-    """The client of the live array that `target` means (see `search`); None if it has no owner."""
+    """The client of the live array that `target` means (see `search`).
+
+    None if it has no owner, or one that serves nobody (a program that uses the library).
+    """
     hit = search(target)
-    return Client(*hit) if hit is not None else None
+    return Client(*hit) if hit is not None and (hit[0] / SOCKET).exists() else None

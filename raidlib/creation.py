@@ -18,7 +18,12 @@ from .model import MAX_SECTOR, SECTOR, Level, format_size, layout_number, parse_
 
 DEFAULT_CHUNK = 512 << 10
 _LEAST = {Level.LINEAR: 1, Level.RAID0: 1, Level.RAID1: 1, Level.RAID4: 2, Level.RAID5: 2, Level.RAID6: 4, Level.RAID10: 2, Level.RS: 3}
-_SIGNATURES = [(1080, b"\x53\xef", "an ext file system"), (0, b"XFSB", "an XFS file system"), (512, b"EFI PART", "a partition table"), (65600, b"_BHRfS_M", "btrfs")]
+_SIGNATURES = [
+    (1080, b"\x53\xef", "an ext file system"),
+    (0, b"XFSB", "an XFS file system"),
+    (512, b"EFI PART", "a partition table"),
+    (65600, b"_BHRfS_M", "btrfs"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +137,16 @@ def _component_size(spec: Spec, members: Sequence[Member], room: Sequence[int], 
     wanted = available if size is None else size // SECTOR
     if wanted > available:
         path = members[least].path
-        raise UsageError(f"size {format_size(wanted * SECTOR)} does not fit on {path}, which has room for {format_size(available * SECTOR)}", members=[path])
+        raise UsageError(
+            f"size {format_size(wanted * SECTOR)} does not fit on {path}, which has room for {format_size(available * SECTOR)}",
+            members=[path],
+        )
     usable = wanted // unit * unit
     if usable == 0:
         path, chunk = members[least].path, format_size(unit * SECTOR)
-        raise UsageError(f"{path} is too small: not one chunk of {chunk} fits beside the metadata; make it larger or --chunk smaller", members=[path])
+        raise UsageError(
+            f"{path} is too small: not one chunk of {chunk} fits beside the metadata; make it larger or --chunk smaller", members=[path]
+        )
     return usable
 
 
@@ -223,20 +233,27 @@ def prepare_device(sb: Any, member: Member, data_offset: int, super_offset: int,
 
 
 def _check_clean(spec: Spec, members: Sequence[Member | None], blank: bool) -> bool:
-    """Whether parity and copies agree from birth: blank members do (all codes of zeros are zeros), and where too little is there to disagree."""
+    """Whether parity and copies agree from birth.
+
+    Blank members do (all codes of zeros are zeros), and where too little is there to disagree.
+    """
     missing = sum(member is None for member in members[: spec.raid_devices])
     if spec.assume_clean or blank or spec.level <= 0:
         return True
     borne = {Level.RAID4: 1, Level.RAID5: 1, Level.RAID6: 2, Level.RS: spec.layout}.get(spec.level, 0)
     if missing and missing < borne and spec.level in PARITY_LEVELS:
         raise UsageError(
-            f"{spec.level} with {missing} missing member and others that are not blank would be dirty and degraded; give blank members, all of them, or --assume-clean"
+            f"{spec.level} with {missing} missing member and others that are not blank would be dirty and degraded; "
+            f"give blank members, all of them, or --assume-clean"
         )
     return bool(missing) and missing == borne
 
 
 def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | None) -> None:
-    """Writes the first superblock of every member (None: missing; those past raid_devices are spares). `size`: bytes used of each; None: all."""
+    """Writes the first superblock of every member (None: missing; those past raid_devices are spares). `size`: bytes used of each.
+
+    None: all.
+    """
     present = [member for member in members if member is not None]
     if not present:
         raise UsageError("all members are missing: give at least as many as the level needs")

@@ -61,7 +61,9 @@ def buffer_of(data: Any, *, writable: bool = False) -> Any:
     try:
         return ffi.from_buffer("unsigned char[]", data, require_writable=writable)
     except (TypeError, BufferError, ValueError) as error:
-        raise UsageError(f"a contiguous {'writable ' if writable else ''}bytes-like object is needed, not {type(data).__name__}: {error}") from None
+        raise UsageError(
+            f"a contiguous {'writable ' if writable else ''}bytes-like object is needed, not {type(data).__name__}: {error}"
+        ) from None
 
 
 @ffi.def_extern(error=-errno.EIO)  # type: ignore[untyped-decorator]
@@ -101,6 +103,7 @@ class MemberHandle:
     def __init__(self, pointer: Any, name: str, keep: tuple[Any, ...] = ()) -> None:
         self.pointer = pointer
         self.name = name
+        self.size = int(lib.rl_member_size(pointer))  # bytes
         self._keep = keep
         self._lock = threading.Lock()
 
@@ -128,11 +131,6 @@ class MemberHandle:
         handle, out = ffi.new_handle(device), ffi.new("rl_member **")
         check(lib.rl_member_open_callbacks(callbacks, handle, device.size, device.block_size, name.encode(), out))
         return cls(out[0], name, (handle, device))
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(lib.rl_member_size(self.pointer))
 
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes from byte `offset`."""

@@ -33,6 +33,10 @@ class NoSuperblockError(UsageError):
     """A member that carries no md superblock that can be read."""
 
 
+class DamagedMemberError(NoSuperblockError):
+    """A member whose superblock is there, but cannot be used: damaged, or the member was truncated."""
+
+
 class MixedArraysError(UsageError):
     """Members of more than one array were given as one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ _STATES = {
 
 
 class Job:
-    """A job on its own thread. The array makes it; `wait()` for it, or look at `status()`."""
+    """A job on its own thread, once started. The array makes and starts it; `wait()` for it, or look at `status()`."""
 
     def __init__(self, array: Any, kind: int, on_end: Callable[[Job], None]) -> None:
         out = ffi.new("rl_sync **")
@@ -35,21 +34,33 @@ class Job:
         self._ended = threading.Event()
         self._last: tuple[JobStatus, list[Mismatch]] | None = None
         self._thread = threading.Thread(target=self._run, name=f"raidlib {self.kind}", daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begins; once. Where that does not come about (no thread, Ctrl-C) the job has ended without having begun."""
+        try:
+            self._thread.start()
+        except BaseException:
+            if self._thread.ident is None:
+                self._free()
+                self._ended.set()
+            raise
 
     def _run(self) -> None:
         try:
             check(lib.rl_sync_run(self._sync), lambda text: f"{self.kind}: {text}")
         except RaidError as error:
             self.error = error
-        with self._lock:
-            self._last = (self._look(), self._read_mismatches())
-            lib.rl_sync_free(self._sync)
-            self._sync = None
+        self._free()
         try:
             self._on_end(self)
         finally:
             self._ended.set()
+
+    def _free(self) -> None:
+        with self._lock:
+            self._last = (self._look(), self._read_mismatches())
+            lib.rl_sync_free(self._sync)
+            self._sync = None
 
     def _look(self) -> JobStatus:
         p = ffi.new("struct rl_sync_progress *")
@@ -142,5 +153,4 @@ class Job:
         """Until it has ended, in whatever way."""
         self._ended.wait()
         if threading.current_thread() is not self._thread:
-            with contextlib.suppress(RuntimeError):
-                self._thread.join()
+            self._thread.join()

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine import BlockDevice, MemberHandle, check, ffi, last_error, lib
-from .errors import AccessError, BusyError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
-from .model import MAX_SECTOR, SECTOR, Level, Superblock, layout_name
+from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
+from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name
 
 MemberSource = str | os.PathLike[str] | BlockDevice
 Source = MemberSource | Sequence[MemberSource | None]
@@ -82,6 +82,24 @@ class Member:
                 os.close(fd)
             raise
 
+    @classmethod
+    def adopt(cls, fd: int, path: str, *, direct: bool = False) -> Member:
+        """A member on a descriptor that another process opened for writing and sent, with the name that it has there.
+
+        The descriptor is the member's from now on.
+        """
+        try:
+            _lock(fd, path, read_only=False)
+            member = cls(MemberHandle.from_fd(fd, path, read_only=False, direct=direct and _set_direct(fd)), path, fd=fd, read_only=False)
+        except OSError as error:
+            os.close(fd)
+            raise _os_error(error, path) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        member.direct = direct
+        return member
+
     @property
     def size(self) -> int:
         """Bytes."""
@@ -119,7 +137,9 @@ def _os_error(error: OSError, path: str) -> RaidError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return AccessError(f"{path}: permission denied; become its owner, or use sudo", members=[path])
     if error.errno == errno.EBUSY:
-        return BusyError(f"{path} is in use: the kernel has it mounted or assembled; unmount it, or stop that array (mdadm --stop)", members=[path])
+        return BusyError(
+            f"{path} is in use: the kernel has it mounted or assembled; unmount it, or stop that array (mdadm --stop)", members=[path]
+        )
     if error.errno == errno.ENOENT:
         return UsageError(f"{path} does not exist", members=[path])
     if error.errno == errno.EROFS:
@@ -168,9 +188,13 @@ def read_superblock(member: Member) -> Any:
             code, text = -result, last_error()[2]
             if code == errno.EPROTONOSUPPORT:
                 raise UnsupportedError(f"{member.path}: {text}", members=[member.path])
-            complaint = f": the one at sector {at} is damaged ({text})"
+            complaint = f"the superblock at sector {at} cannot be used: {text}"
+    if best is None and complaint:
+        raise DamagedMemberError(
+            f"{member.path}: {complaint}; leave it out, and the others may do without it (--run)", members=[member.path]
+        )
     if best is None:
-        raise NoSuperblockError(f"{member.path} holds no md superblock{complaint or '; it is no member of an array'}", members=[member.path])
+        raise NoSuperblockError(f"{member.path} holds no md superblock; it is no member of an array", members=[member.path])
     return best
 
 
@@ -190,7 +214,11 @@ def zero_superblocks(member: Member) -> int:
         if at == MAX_SECTOR or at * SECTOR + lib.RL_SB_BYTES > member.size:
             continue
         block = member.handle.pread(lib.RL_SB_BYTES, at * SECTOR)
-        if lib.rl_superblock_decode(ffi.from_buffer(block), version, at, sectors, ffi.new("struct rl_superblock *")) in (0, -errno.EBADMSG, -errno.EINVAL):
+        if lib.rl_superblock_decode(ffi.from_buffer(block), version, at, sectors, ffi.new("struct rl_superblock *")) in (
+            0,
+            -errno.EBADMSG,
+            -errno.EINVAL,
+        ):
             member.handle.pwrite(bytes(lib.RL_SB_BYTES), at * SECTOR)
             count += 1
     member.handle.flush()
@@ -274,7 +302,8 @@ def read_bad_blocks(member: Member, sb: Any) -> list[tuple[int, int]]:
         raise MemberError(f"{member.path}: its bad-block log lies outside of it", members=[member.path])
     log, pairs = member.handle.pread(length, at), ffi.new("uint64_t[]", 2 * most)
     count = check(
-        lib.rl_badblocks_decode(ffi.from_buffer(log), length, sb.bblog_shift, pairs, most), lambda text: f"{member.path}: bad-block log: {text}"
+        lib.rl_badblocks_decode(ffi.from_buffer(log), length, sb.bblog_shift, pairs, most),
+        lambda text: f"{member.path}: bad-block log: {text}",
     )
     return sorted((pairs[2 * i], pairs[2 * i + 1]) for i in range(count))
 
@@ -290,18 +319,36 @@ def close_all(members: Sequence[Member | None]) -> None:
 
 
 def resolve(source: Source) -> list[MemberSource]:
-    """The members that a source stands for: a directory's files with a superblock, a list as it is without its missing ones, one member itself."""
+    """The members that a source stands for.
+
+    A directory's files with a superblock, a list as it is without its missing ones, one member itself.
+    """
+    return sort_out(source)[0]
+
+
+def sort_out(source: Source) -> tuple[list[MemberSource], list[MemberStatus]]:
+    """Like resolve(), and beside it the files of a directory that were members once and are damaged.
+
+    They are set aside, with the reason.
+    """
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not os.path.isdir(path):
-            return [path]
-        found: list[MemberSource] = [file for file in sorted(_files(path)) if _has_superblock(file)]
+            return [path], []
+        found: list[MemberSource] = []
+        damaged = []
+        for file in sorted(_files(path)):
+            try:
+                if _has_superblock(file):
+                    found.append(file)
+            except DamagedMemberError as error:
+                damaged.append(MemberStatus(slot=None, path=file, state=MemberState.FAULTY, reason=str(error).removeprefix(f"{file}: ")))
         if not found:
             raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
-        return found
+        return found, damaged
     if isinstance(source, Sequence):
-        return [member for member in source if member is not None and member != "missing"]
-    return [source]
+        return [member for member in source if member is not None and member != "missing"], []
+    return [source], []
 
 
 def _files(folder: str) -> Iterator[str]:
@@ -316,7 +363,9 @@ def _has_superblock(path: str) -> bool:
     try:
         with Member.open(path, read_only=True, lock=False) as member:
             read_superblock(member)
-    except NoSuperblockError:
+    except DamagedMemberError:
+        raise
+    except (NoSuperblockError, UnsupportedError):
         return False
     return True
 

@@ -343,7 +343,7 @@ class _Session:
         info = runtime.Info(pid=os.getpid(), uuid=self.held.uuid, mountpoint=self.mountpoint, volume=self.volume, started=time.time())
         self.held.publish(info)
         mode = "r" if options.read_only else "rw"
-        self.array = _array.open(options.members, mode, run=options.run, force=options.force, direct=True)
+        self.array = _array.open(options.members, mode, run=options.run, force=options.force, direct=True, held=self.held)
         try:
             self._open_door()
             if options.fs != "none":

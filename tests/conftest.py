@@ -13,7 +13,9 @@ hypothesis.settings.register_profile("raidlib", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("raidlib")
 
 # A skip for any other reason fails the run where CI is set: a test that silently stops running is worse than one that fails.
-SKIPS_THAT_MAY_OCCUR = re.compile(r"no golden arrays|/dev/fuse|no loop device|needs root|this CPU lacks|fusermount3 refuses an ordinary user")
+SKIPS_THAT_MAY_OCCUR = re.compile(
+    r"no golden arrays|/dev/fuse|no loop device|needs root|this CPU lacks|fusermount3 refuses an ordinary user"
+)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ numbers are those of the format reference, md-format.md. A sector is 512 bytes; 
     locate(geometry, sector)                        where a sector of the array lies
     write_reference(geometry, content)              what each member's data area must hold
 """
+
 from __future__ import annotations
 
 import lzma
@@ -43,6 +44,7 @@ class OracleError(Exception):
 
 
 # --- 2.5: the field GF(2^8), polynomial 0x11d, generator 2 ------------------------------------------------------------
+
 
 def _field_tables() -> tuple[list[int], list[int]]:
     exp, log, value = [], [0] * 256, 1
@@ -90,8 +92,7 @@ def rs_coefficient(parity: int, column: int) -> int:
 
 def encode(coefficients, data) -> list[np.ndarray]:
     """The parities of a row of data blocks: one for each line of coefficients."""
-    return [np.bitwise_xor.reduce([gf_scale(factor, block) for factor, block in zip(line, data, strict=True)])
-            for line in coefficients]
+    return [np.bitwise_xor.reduce([gf_scale(factor, block) for factor, block in zip(line, data, strict=True)]) for line in coefficients]
 
 
 def solve(coefficients, data, parity) -> list[np.ndarray]:
@@ -127,9 +128,11 @@ def solve(coefficients, data, parity) -> list[np.ndarray]:
 
 # --- 2: geometry ------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Geometry:
     """How an array lies on its members. `sectors` is dev_sectors (1.2); linear and raid0 have `lengths` (1.7)."""
+
     level: int | str
     slots: int
     chunk: int = 0
@@ -142,6 +145,7 @@ class Geometry:
 class Row(NamedTuple):
     """A row of chunks, at the same place on all members: slots of the data in order, slots of the parities, and the
     power of 2 that each data chunk has in Q."""
+
     data: tuple[int, ...]
     parity: tuple[int, ...]
     exponents: tuple[int, ...]
@@ -195,8 +199,7 @@ def row(g: Geometry, s: int) -> Row:
         m, p = g.parity, n - 1 - s % n
         if not 1 <= m <= RS_PARITY_MAX or not 1 <= n - m <= RS_DATA_MAX:
             raise OracleError(f"level rs with {n - m} + {m} members")
-        return Row(tuple((p + m + k) % n for k in range(n - m)), tuple((p + r) % n for r in range(m)),
-                   tuple(range(n - m)))
+        return Row(tuple((p + m + k) % n for k in range(n - m)), tuple((p + r) % n for r in range(m)), tuple(range(n - m)))
     raise OracleError(f"level {g.level} has no rows")
 
 
@@ -207,6 +210,7 @@ def coefficients(g: Geometry, r: Row) -> list[list[int]]:
 
 class Zone(NamedTuple):
     """2.2: a part of a raid0 that is striped over the same members; `base` is where it starts on each of them."""
+
     start: int
     end: int
     base: int
@@ -233,6 +237,7 @@ def zones(g: Geometry) -> list[Zone]:
 
 class Raid10(NamedTuple):
     """2.6: the layout word taken apart, and the sizes that follow."""
+
     near: int
     far: int
     offset: bool
@@ -340,7 +345,7 @@ def write_reference(g: Geometry, content: bytes) -> list[bytes]:
     while sector < total:
         count = run_sectors(g, sector)
         for slot, y in locate(g, sector):
-            members[slot][y * SECTOR:(y + count) * SECTOR] = source[sector * SECTOR:(sector + count) * SECTOR]
+            members[slot][y * SECTOR : (y + count) * SECTOR] = source[sector * SECTOR : (sector + count) * SECTOR]
         sector += count
     if g.level in PARITY_LEVELS:
         for s in range(g.sectors // g.chunk):
@@ -381,8 +386,11 @@ class _SuperblockMethods:
 # what it lacks is 0. `version` is "1.0", "1.1", "1.2" or "0.90"; `roles` is dev_roles; `recovery_offset` of a journal
 # is its tail.
 Superblock = make_dataclass(
-    "Superblock", [("version", str), ("roles", tuple), *((name, object, 0) for name in _NAMES_1),
-                   ("ppl_offset", int, 0), ("ppl_size", int, 0)], bases=(_SuperblockMethods,), frozen=True)
+    "Superblock",
+    [("version", str), ("roles", tuple), *((name, object, 0) for name in _NAMES_1), ("ppl_offset", int, 0), ("ppl_size", int, 0)],
+    bases=(_SuperblockMethods,),
+    frozen=True,
+)
 
 
 def checksum_1(block: bytes) -> int:
@@ -415,7 +423,7 @@ def _bytes_at(image, sector: int, length: int) -> bytes:
     if hasattr(image, "seek"):
         image.seek(sector * SECTOR)
         return image.read(length)
-    return bytes(image[sector * SECTOR:sector * SECTOR + length])
+    return bytes(image[sector * SECTOR : sector * SECTOR + length])
 
 
 def _parse_1(block: bytes, sector: int, version: str) -> Superblock | None:
@@ -445,19 +453,43 @@ def _parse_090(block: bytes, sector: int) -> Superblock | None:
         return None
     roles = []
     for disk in range(27):
-        slot, state = w[131 + 32 * disk:133 + 32 * disk]
+        slot, state = w[131 + 32 * disk : 133 + 32 * disk]
         roles.append(FAULTY if state & 1 else slot if state & 6 == 6 else SPARE)
     clean, bitmap, events, cp_events = w[33] & 1, w[33] >> 8 & 1, w[39] | w[40] << 32, w[41] | w[42] << 32
     fields = {"resync_offset": MAX_SECTOR if clean else w[43] if cp_events == events else 0}
     if w[2] == 91:
-        fields |= {"reshape_position": w[44] | w[45] << 32, "new_level": signed[46], "delta_disks": signed[47],
-                   "new_layout": w[48], "new_chunk": w[49] // SECTOR}
+        fields |= {
+            "reshape_position": w[44] | w[45] << 32,
+            "new_level": signed[46],
+            "delta_disks": signed[47],
+            "new_layout": w[48],
+            "new_chunk": w[49] // SECTOR,
+        }
     return Superblock(
-        "0.90", tuple(roles), magic=w[0], feature_map=BITMAP * bitmap | RESHAPING * (w[2] == 91), name="",
-        set_uuid=struct.pack("<4I", w[5], *w[13:16]), ctime=w[6], level=signed[7], size=w[8] * 2, raid_disks=w[10],
-        utime=w[32], checksum=w[38], events=events, layout=w[64], chunk=w[65] // SECTOR, bitmap_offset=8 * bitmap,
-        data_size=sector, super_offset=sector, dev_number=w[992], device_uuid=b"", devflags=w[996] >> 9 & 3, max_dev=27,
-        **fields)
+        "0.90",
+        tuple(roles),
+        magic=w[0],
+        feature_map=BITMAP * bitmap | RESHAPING * (w[2] == 91),
+        name="",
+        set_uuid=struct.pack("<4I", w[5], *w[13:16]),
+        ctime=w[6],
+        level=signed[7],
+        size=w[8] * 2,
+        raid_disks=w[10],
+        utime=w[32],
+        checksum=w[38],
+        events=events,
+        layout=w[64],
+        chunk=w[65] // SECTOR,
+        bitmap_offset=8 * bitmap,
+        data_size=sector,
+        super_offset=sector,
+        dev_number=w[992],
+        device_uuid=b"",
+        devflags=w[996] >> 9 & 3,
+        max_dev=27,
+        **fields,
+    )
 
 
 def parse_superblock(image) -> Superblock | None:
@@ -487,6 +519,7 @@ def bad_blocks(image, block: Superblock) -> list[tuple[int, int]]:
 
 
 # --- 6, 10.1: which members count -------------------------------------------------------------------------------------
+
 
 def select(blocks: list[Superblock | None], sizes: list[int]) -> tuple[Superblock, dict[int, int], dict[int, str]]:
     """The freshest superblock, the role of each member that counts, and why the others do not (by their index)."""
@@ -529,6 +562,7 @@ def select(blocks: list[Superblock | None], sizes: list[int]) -> tuple[Superbloc
 @dataclass
 class Member:
     """An image in a slot, and how far it can be trusted."""
+
     image: np.ndarray
     data_offset: int = 0
     new_offset: int = 0
@@ -550,7 +584,7 @@ class Member:
         first = self.start(moved) + y
         if y >= self.good_until or any(begin < first + count and first < end for begin, end in self.bad):
             return None
-        part = self.image[first * SECTOR:(first + count) * SECTOR]
+        part = self.image[first * SECTOR : (first + count) * SECTOR]
         return part if len(part) == count * SECTOR else None
 
     def write(self, y: int, data: np.ndarray) -> None:
@@ -558,11 +592,12 @@ class Member:
         if not self.private:
             self.image, self.private = np.array(self.image), True
         first = (self.data_offset + y) * SECTOR
-        self.image[first:first + len(data)] = data
+        self.image[first : first + len(data)] = data
 
 
 class Region(NamedTuple):
     """A part of the array that lies in one geometry; moved: in the new one of a reshape."""
+
     start: int
     end: int
     geometry: Geometry
@@ -571,6 +606,7 @@ class Region(NamedTuple):
 
 class Mismatch(NamedTuple):
     """A row (level 1 and 10: chunk) whose parities or copies in these slots disagree with the data (the first copy)."""
+
     row: int
     slots: tuple[int, ...]
     sector: int  # first of the array in it
@@ -655,8 +691,9 @@ class ArrayReader:
         reader = cls.__new__(cls)
         if isinstance(data_offsets, int):
             data_offsets = [data_offsets] * len(members)
-        slots = [[] if member is None else [Member(load_image(member), offset)]
-                 for member, offset in zip(members, data_offsets, strict=True)]
+        slots = [
+            [] if member is None else [Member(load_image(member), offset)] for member, offset in zip(members, data_offsets, strict=True)
+        ]
         reader.block, reader.left_out, reader.spares = None, {}, []
         reader._setup(slots, [Region(0, array_sectors(geometry), geometry, False)])
         return reader
@@ -691,8 +728,11 @@ class ArrayReader:
     def row_blocks(self, region: Region, s: int, y: int, count: int):
         """The row s of the region, its data and its parity from member sector y on; None where unreadable."""
         r = row(region.geometry, s)
-        return (r, [self.fetch(slot, y, count, region.moved) for slot in r.data],
-                [self.fetch(slot, y, count, region.moved) for slot in r.parity])
+        return (
+            r,
+            [self.fetch(slot, y, count, region.moved) for slot in r.data],
+            [self.fetch(slot, y, count, region.moved) for slot in r.parity],
+        )
 
     def _read_run(self, region: Region, sector: int, count: int):
         """Blocks of a run of sectors that lie side by side on the members."""
@@ -720,7 +760,7 @@ class ArrayReader:
                 blocks.extend(self._read_run(region, sector, count))
                 sector += count
         data = np.concatenate(blocks) if blocks else np.empty(0, np.uint8)
-        return data[offset % SECTOR:offset % SECTOR + length].tobytes()
+        return data[offset % SECTOR : offset % SECTOR + length].tobytes()
 
     def check(self) -> list[Mismatch]:
         """All rows and chunks that contradict themselves. In a reshape: the rows wholly on one side of its position."""
@@ -741,8 +781,11 @@ class ArrayReader:
                     continue  # nothing to compare with
                 lines = coefficients(g, r)
                 right = encode(lines, solve(lines, data, parity))
-                wrong.update(slot for slot, is_now, should_be in zip(r.parity, parity, right, strict=True)
-                             if is_now is not None and not np.array_equal(is_now, should_be))
+                wrong.update(
+                    slot
+                    for slot, is_now, should_be in zip(r.parity, parity, right, strict=True)
+                    if is_now is not None and not np.array_equal(is_now, should_be)
+                )
             if wrong:
                 found.append(Mismatch(s, tuple(sorted(wrong)), s * width))
         return found
@@ -769,6 +812,7 @@ class ArrayReader:
 
 
 # --- 4, 5: the logs ---------------------------------------------------------------------------------------------------
+
 
 def _crc_table() -> list[int]:
     table = []
@@ -810,7 +854,7 @@ def _meta_payloads(page: bytes, seq: int | None, position: int, seed: int):
             payloads.append((kind, struct.unpack_from(f"<{size // 8}Q", page, at + 8), ()))
             at += 8 + size
         else:
-            location, = struct.unpack_from("<Q", page, at + 8)
+            (location,) = struct.unpack_from("<Q", page, at + 8)
             sums = struct.unpack_from(f"<{size // PAGE_SECTORS}I", page, at + 16)
             payloads.append((kind, (location,), sums))
             at += 16 + 4 * len(sums)
@@ -865,7 +909,7 @@ def replay_journal(reader: ArrayReader, journal: Member) -> None:
             for y in locations:
                 table.pop(y, None)
         elif kind == 0:
-            (slot, y), = locate(g, locations[0])
+            ((slot, y),) = locate(g, locations[0])
             if y in table and table[y][1]:
                 put(y)
             table.setdefault(y, ({}, {}))[0][slot] = pages[0]
@@ -926,6 +970,6 @@ def _replay_ppl_entry(reader: ArrayReader, first: int, data_sectors: int, partia
             continue
         parity = np.bitwise_xor.reduce(blocks)
         if pp_sectors:
-            parity = parity ^ np.frombuffer(partial, np.uint8)[i * SECTOR:(i + step) * SECTOR]
+            parity = parity ^ np.frombuffer(partial, np.uint8)[i * SECTOR : (i + step) * SECTOR]
         y = places[0][1]
         reader.store(row(g, y // g.chunk).parity[0], y, parity)

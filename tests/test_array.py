@@ -1,4 +1,7 @@
-"""What an array does when members fail, in each way they can: the promises of DESIGN.md section 4 and the invariants at the head of csrc/engine.c and csrc/stripe.c."""
+"""What an array does when members fail, in each way they can.
+
+The promises of DESIGN.md section 4 and the invariants at the head of csrc/engine.c and csrc/stripe.c.
+"""
 
 import errno
 import io
@@ -371,7 +374,12 @@ def test_second_openers(tmp_path):
 
 def test_bounds_and_buffers(tmp_path):
     array, _paths, content = files(tmp_path)
-    for call in (lambda: array.pread(1, array.size), lambda: array.pread(-1, 0), lambda: array.pwrite(b"xx", array.size - 1), lambda: array.pread(1, -1)):
+    for call in (
+        lambda: array.pread(1, array.size),
+        lambda: array.pread(-1, 0),
+        lambda: array.pwrite(b"xx", array.size - 1),
+        lambda: array.pread(1, -1),
+    ):
         with pytest.raises(errors.UsageError):
             call()
     with pytest.raises(errors.UsageError, match="writable"):
@@ -532,7 +540,11 @@ def test_mixtures_copies_and_strangers(stopped, tmp_path):
 def test_what_is_not_handled_is_refused_by_name(stopped, feature, name):
     paths, content = stopped
     for path in paths:
-        edit(path, feature_map=feature, **({"bitmap_offset": 8} if feature == 1 else {"ppl_offset": 8, "ppl_sectors": 1024} if feature == 1024 else {}))
+        edit(
+            path,
+            feature_map=feature,
+            **({"bitmap_offset": 8} if feature == 1 else {"ppl_offset": 8, "ppl_sectors": 1024} if feature == 1024 else {}),
+        )
     before = [path.read_bytes() for path in paths]
     with pytest.raises(errors.UnsupportedError, match=name):
         raidlib.open(paths)
@@ -551,7 +563,12 @@ def test_create_refuses_what_would_be_lost(tmp_path):
         raidlib.create(paths, level=5)
     with raidlib.open(paths) as array:
         assert array.pread(array.size, 0) == content
-    for wrong in ({"level": 7}, {"level": 6, "raid_devices": 3}, {"level": 5, "raid_devices": 3, "chunk": "5K"}, {"level": 5, "raid_devices": 3, "layout": "n2"}):
+    for wrong in (
+        {"level": 7},
+        {"level": 6, "raid_devices": 3},
+        {"level": 5, "raid_devices": 3, "chunk": "5K"},
+        {"level": 5, "raid_devices": 3, "layout": "n2"},
+    ):
         with pytest.raises(errors.UsageError):
             raidlib.create(tmp_path / "c", size="4M", **wrong)
     with pytest.raises(errors.UsageError, match="too small"):

@@ -69,11 +69,17 @@ def descriptors() -> int:
 
 
 def slow_check(array):
-    """A job that stays for a while."""
-    job = array.check()
-    job.set_speed(maximum=1)
-    job.pause()
-    return job
+    """A job that stays for a while: paused before it was done, which may need more than one try."""
+    for _ in range(50):
+        job = array.check()
+        job.pause()
+        job.set_speed(maximum=1)
+        while job.status().state == "running" and not job.done:
+            time.sleep(0.01)
+        if job.status().state == "paused":
+            return job
+        job.join()
+    raise AssertionError("no job could be paused in time")
 
 
 # --- The run-time folder ----------------------------------------------------------------------------------------------
@@ -164,9 +170,9 @@ def test_no_place_for_a_folder(tmp_path, monkeypatch):
         runtime.claim(UUID)
 
 
-def test_a_long_path_is_no_hindrance(tmp_path, monkeypatch, array):
+def test_a_long_path_is_no_hindrance(tmp_path, monkeypatch):
     monkeypatch.setenv("RAIDLIB_RUNTIME_DIR", str(tmp_path / ("x" * 200)))
-    with control.Owner(array):
+    with raidlib.create(tmp_path / "tank", level=1, raid_devices=2, size="8M") as array, control.Owner(array):
         assert control.connect(array.uuid).ping() == os.getpid()
 
 

@@ -3,6 +3,7 @@
 What the encoder writes is read here by lists of places of our own (SB1_PLACES, words()): encoder and decoder share one table, so that
 what one writes and the other reads proves nothing about where it lies.
 """
+
 import errno
 import functools
 import json
@@ -42,6 +43,7 @@ SB1_PLACES = [
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
+
 
 def find_place(name, beside):
     places = [Path(os.environ[name])] if os.environ.get(name) else []
@@ -125,15 +127,15 @@ def checksum(block, version):
         length, at = lib.RL_SB_BYTES, 152
     else:
         length, at = 256 + 2 * struct.unpack_from("<I", block, 220)[0], 216
-    data = block[:at] + bytes(4) + block[at + 4:length]
-    total = sum(int.from_bytes(data[i:i + 4], "little") for i in range(0, len(data), 4))
+    data = block[:at] + bytes(4) + block[at + 4 : length]
+    total = sum(int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4))
     return ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF
 
 
 def sealed(block, version):
     """The block with its checksum made right."""
     at = 152 if version == 90 else 216
-    return bytes(block[:at]) + struct.pack("<I", checksum(block, version)) + bytes(block[at + 4:])
+    return bytes(block[:at]) + struct.pack("<I", checksum(block, version)) + bytes(block[at + 4 :])
 
 
 def patched(block, version, at, code, value):
@@ -153,6 +155,7 @@ def equal(one, other):
 
 
 # --- the worked examples of md-format.md 8.5 --------------------------------------------------------------------------
+
 
 def example_1(version=102, **changes):
     at = lib.rl_superblock_sector(version, MEMBER)
@@ -223,6 +226,7 @@ def test_sector(version, member, at):
 
 # --- where things lie, by lists of this file's own --------------------------------------------------------------------
 
+
 def u(bits):
     return st.integers(0, 2**bits - 1)
 
@@ -248,8 +252,11 @@ def random_1(draw, member=MEMBER):
     raid_disks = draw(st.integers(1, 1920))
     move = st.integers(first - data_offset, end - data_offset)
     beside = st.integers(-at, member - at - 8).filter(bool)
-    roles = draw(st.lists(st.sampled_from([0, 1, 2, 7, SPARE, FAULTY, JOURNAL]) | u(16), min_size=max_dev, max_size=max_dev)
-                 if max_dev < 64 else st.randoms(use_true_random=False).map(lambda r: [r.randrange(65536) for _ in range(max_dev)]))
+    roles = draw(
+        st.lists(st.sampled_from([0, 1, 2, 7, SPARE, FAULTY, JOURNAL]) | u(16), min_size=max_dev, max_size=max_dev)
+        if max_dev < 64
+        else st.randoms(use_true_random=False).map(lambda r: [r.randrange(65536) for _ in range(max_dev)])
+    )
     dev_number = draw(st.integers(0, max(max_dev, 1)) | u(32))
     has_recovery = features & lib.RL_FEATURE_RECOVERY or (dev_number < max_dev and roles[dev_number] == JOURNAL)
     name = draw(st.binary(max_size=32)).split(b"\0")[0]
@@ -279,7 +286,7 @@ def test_round_trip_1(sb):
     sb.checksum = checksum(block, sb.version)
     assert equal(again, sb)
     assert encode(again) == block
-    assert not any(block[256 + 2 * sb.max_dev:])
+    assert not any(block[256 + 2 * sb.max_dev :])
 
     for at, code, name in SB1_PLACES:
         assert struct.unpack_from("<" + code, block, at)[0] == getattr(sb, name), name
@@ -294,7 +301,7 @@ def test_round_trip_1(sb):
         assert struct.unpack_from("<i", block, 96)[0] == sb.bitmap_offset
     meant = sb.feature_map & lib.RL_FEATURE_RECOVERY or lib.rl_superblock_role(sb) == JOURNAL
     assert struct.unpack_from("<Q", block, 152)[0] == (sb.recovery_offset if meant else 0)
-    assert list(struct.unpack_from(f"<{sb.max_dev}H", block, 256)) == list(sb.dev_roles)[:sb.max_dev]
+    assert list(struct.unpack_from(f"<{sb.max_dev}H", block, 256)) == list(sb.dev_roles)[: sb.max_dev]
 
 
 @st.composite
@@ -352,8 +359,8 @@ def test_round_trip_90(sb):
     assert w[46:50] == (sb.new_level & 0xFFFFFFFF, sb.delta_disks & 0xFFFFFFFF, sb.new_layout, sb.new_chunk_sectors * 512)
     assert w[64:66] == (sb.layout, sb.chunk_sectors * 512)
     for index, disk in enumerate([*sb.disks, sb.this_disk]):
-        assert list(w[128 + 32 * index:133 + 32 * index]) == list(value_of(disk).values())
-        assert not any(w[133 + 32 * index:160 + 32 * index])
+        assert list(w[128 + 32 * index : 133 + 32 * index]) == list(value_of(disk).values())
+        assert not any(w[133 + 32 * index : 160 + 32 * index])
     assert not any((w[12], *w[16:32], *w[50:64], *w[66:128]))
     states = [(disk.number, disk.state & 15) for disk in sb.disks]
     active, spare = sum(s in (2, 6) for _, s in states), sum(s == 0 and n != 0 for n, s in states)
@@ -385,10 +392,10 @@ def test_max_dev_and_the_last_half_word(max_dev):
     block = encode(sb)
     assert decoded(block, 102).dev_roles[max_dev - 1] == 0x1234
     last = 256 + 2 * max_dev - 1
-    assert block[last - 1:last + 1] == b"\x34\x12" and not any(block[last + 1:])
-    assert refused(block[:last] + b"\x13" + block[last + 1:], 102, errno.EBADMSG, "checksum")
+    assert block[last - 1 : last + 1] == b"\x34\x12" and not any(block[last + 1 :])
+    assert refused(block[:last] + b"\x13" + block[last + 1 :], 102, errno.EBADMSG, "checksum")
     if max_dev < 1920:
-        beyond = decoded(block[:last + 1] + b"\x07\x00" + block[last + 3:], 102)  # outside the sum: nobody's
+        beyond = decoded(block[: last + 1] + b"\x07\x00" + block[last + 3 :], 102)  # outside the sum: nobody's
         assert beyond.dev_roles[max_dev] == SPARE
 
 
@@ -548,7 +555,7 @@ def test_a_member_of_1_0_that_grew(grown):
     start = old - 32
     now = lib.rl_superblock_sector(100, MEMBER + grown)
     assert now == old + grown
-    found = image[512 * (now - start):512 * (now - start) + 4096]
+    found = image[512 * (now - start) : 512 * (now - start) + 4096]
     assert refused(found, 100, errno.ENOENT, "magic", member=MEMBER + grown)
     assert refused(block, 100, errno.ENOENT, "super_offset", member=MEMBER + grown)
     assert lib.rl_superblock_sector(100, MEMBER + 7) == old and decoded(block, 100, member=MEMBER + 7)
@@ -576,6 +583,7 @@ def test_a_block_is_of_one_version_only(version, other):
 
 # --- hostile input ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_flipped_bit_is_noticed(version):
     block = encode(example_90() if version == 90 else example_1(version))
@@ -602,7 +610,7 @@ def mutated(rng, block, version):
         at = rng.choice(TENDER) if rng.random() < 0.8 else rng.randrange(4088)
         width = rng.choice([1, 2, 4, 8])
         value = rng.choice(EDGES) if rng.random() < 0.6 else rng.getrandbits(64)
-        block[at:at + width] = value.to_bytes(8, "little")[:width]
+        block[at : at + width] = value.to_bytes(8, "little")[:width]
     return sealed_if_possible(block, version)
 
 
@@ -656,6 +664,7 @@ def test_noise_is_never_a_superblock(seed, version, at, member, with_magic):
 
 # --- bad-block logs ---------------------------------------------------------------------------------------------------
 
+
 def bad_blocks(entries, shift=0, room=512, length=4096):
     log = entries if isinstance(entries, bytes) else b"".join(struct.pack("<Q", first << 10 | n) for first, n in entries)
     pairs = ffi.new("uint64_t[]", 2 * room)
@@ -686,11 +695,12 @@ def test_malformed_bad_blocks(entries, options):
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=4096), u(8))
 def test_noise_as_bad_blocks(log, shift):
-    found = bad_blocks(log[:len(log) // 8 * 8], shift, length=len(log) // 8 * 8)
+    found = bad_blocks(log[: len(log) // 8 * 8], shift, length=len(log) // 8 * 8)
     assert found == -errno.EINVAL or all(n > 0 and first + n < 2**64 for first, n in found)
 
 
 # --- mdadm's opinion of what we write ---------------------------------------------------------------------------------
+
 
 def examined(tmp_path, block, version, member=MEMBER):
     sb = decoded(block, version, member=member)
@@ -730,8 +740,15 @@ def test_mdadm_reads_what_we_write(tmp_path, version, changes):
 @needs_mdadm
 def test_mdadm_reads_the_example_as_md_format_says(tmp_path):
     text = examined(tmp_path, encode(example_1()), 102)
-    for line in ("Avail Dev Size : 129024 sectors", "Array Size : 193536 KiB", "Unused Space : before=1968 sectors, after=0 sectors",
-                 "State : clean", "Device Role : Active device 0", "Array State : AAAA", "3495c4c1 - correct"):
+    for line in (
+        "Avail Dev Size : 129024 sectors",
+        "Array Size : 193536 KiB",
+        "Unused Space : before=1968 sectors, after=0 sectors",
+        "State : clean",
+        "Device Role : Active device 0",
+        "Array State : AAAA",
+        "3495c4c1 - correct",
+    ):
         assert line in text
 
 
@@ -752,6 +769,7 @@ def test_mdadm_reads_what_we_write_90(tmp_path, changes):
 
 # --- the kernel's own blocks ------------------------------------------------------------------------------------------
 
+
 @functools.lru_cache(maxsize=4)
 def members(name):
     """Of each member: name, sectors, version, the block, and the first 8 sectors at its bad-block log."""
@@ -760,12 +778,12 @@ def members(name):
         image = lzma.decompress(path.read_bytes())
         sectors = len(image) // 512
         at = {version: lib.rl_superblock_sector(version, sectors) for version in VERSIONS}
-        blocks = {version: image[512 * place:512 * place + 4096] for version, place in at.items()}
+        blocks = {version: image[512 * place : 512 * place + 4096] for version, place in at.items()}
         outcome = {version: decode(block, version, member=sectors)[0] for version, block in blocks.items()}
         assert sorted(outcome.values()) == [-errno.ENOENT] * 3 + [0], (path.name, outcome, error_text())
         (version,) = (v for v, rc in outcome.items() if rc == 0)
         log = 512 * (at[version] + decoded(blocks[version], version, member=sectors).bblog_offset)
-        found.append((path.name.split(".")[0], sectors, version, blocks[version], image[log:log + 4096]))
+        found.append((path.name.split(".")[0], sectors, version, blocks[version], image[log : log + 4096]))
     return found
 
 
@@ -789,7 +807,7 @@ LAYOUTS[6] |= {16 + k: LAYOUTS[5][k] + "-6" for k in range(4)} | {20: "parity-fi
 
 
 def uuid_of(raw):
-    return ":".join(bytes(raw)[i:i + 4].hex() for i in range(0, 16, 4))
+    return ":".join(bytes(raw)[i : i + 4].hex() for i in range(0, 16, 4))
 
 
 def moment(seconds):
@@ -814,12 +832,11 @@ def unused_space(sb, sectors):
         things.append((at + sb.bitmap_offset, 8))
     if sb.version == 100:
         return sb.data_offset, min([at, *(place for place, _ in things)]) - sb.size_sectors - sb.data_offset
-    return (sb.data_offset - max([at + 72, *(place + length for place, length in things)]),
-            sectors - sb.size_sectors - sb.data_offset)
+    return (sb.data_offset - max([at + 72, *(place + length for place, length in things)]), sectors - sb.size_sectors - sb.data_offset)
 
 
 def state_of_slots(sb):
-    holders = [list(sb.dev_roles)[:sb.max_dev].count(slot) for slot in range(sb.raid_disks)]
+    holders = [list(sb.dev_roles)[: sb.max_dev].count(slot) for slot in range(sb.raid_disks)]
     return "".join(".AR"[min(count, 2)] for count in holders)
 
 
@@ -895,8 +912,13 @@ def compare_examine_90(text, sb):
         assert number(seen["Used Dev Size"]) * 2 == sb.size_sectors
     assert ("Internal Bitmap" in seen) == bool(sb.feature_map & lib.RL_FEATURE_BITMAP)
     counts = words(encode(sb))
-    for index, label in ((9, "Total Devices"), (34, "Active Devices"), (35, "Working Devices"), (36, "Failed Devices"),
-                         (37, "Spare Devices")):
+    for index, label in (
+        (9, "Total Devices"),
+        (34, "Active Devices"),
+        (35, "Working Devices"),
+        (36, "Failed Devices"),
+        (37, "Spare Devices"),
+    ):
         assert int(seen[label]) == counts[index], label
     rows = re.findall(r"^(this| *\d+) +(\d+) +(\d+) +(\d+) +(-?\d+) +(.*?)(?:   /dev.*)?$", text, re.MULTILINE)
     for label, *numbers, state in rows:

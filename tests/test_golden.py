@@ -105,12 +105,32 @@ def test_golden_superblocks(golden_dir, tmp_path, name):
         assert roles is None or block.device_roles == roles[1]
 
 
-WRITABLE = ["linear", "raid0", "raid0-zones", "raid1", "raid4", "raid5", "raid6", "raid6-6", "raid6-2missing", "raid10", "missing", "stale", "recovering", "replacement", "resyncing", "dirty"]
+WRITABLE = [
+    "linear",
+    "raid0",
+    "raid0-zones",
+    "raid1",
+    "raid4",
+    "raid5",
+    "raid6",
+    "raid6-6",
+    "raid6-2missing",
+    "raid10",
+    "missing",
+    "stale",
+    "recovering",
+    "replacement",
+    "resyncing",
+    "dirty",
+]
 
 
 @pytest.mark.parametrize("name", entries())
 def test_a_kernels_array_is_written_failed_and_rebuilt(golden_dir, tmp_path, name):
-    """What the kernel began (a rebuild, a resync, a replacement) is finished here; what is written here, 0.90 too, the oracle reads and mdadm accepts."""
+    """What the kernel began (a rebuild, a resync, a replacement) is finished here.
+
+    What is written here, 0.90 too, the oracle reads and mdadm accepts.
+    """
     entry = next(e for e in json.loads((golden_dir / "index.json").read_text()) if e["name"] == name)
     if entry["kind"] not in WRITABLE or int(entry["feature_map"] or "0", 16) & 1:
         return  # has a bitmap, PPL, journal, bad blocks or a reshape: tests/test_array.py shows that it is refused for writing

@@ -1,4 +1,7 @@
-"""Arrays of every level, layout and metadata version made here: mdadm reads their superblocks, and an oracle that shares no code with the engine reads their bytes."""
+"""Arrays of every level, layout and metadata version made here.
+
+Mdadm reads their superblocks, and an oracle that shares no code with the engine reads their bytes.
+"""
 
 import itertools
 import random
@@ -39,9 +42,11 @@ def mdadm_fields(path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("metadata", ["1.0", "1.1", "1.2"])
-@pytest.mark.parametrize(("level", "layout", "n"), SHAPES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("level", "layout", "n"), SHAPES, ids=str)
 def test_made_here(tmp_path, level, layout, n, metadata):
-    with raidlib.create(tmp_path / "a", level=level, raid_devices=n, size="4M", chunk=None if level == 1 else "16K", layout=layout, metadata=metadata) as array:
+    with raidlib.create(
+        tmp_path / "a", level=level, raid_devices=n, size="4M", chunk=None if level == 1 else "16K", layout=layout, metadata=metadata
+    ) as array:
         content = fill(array, n)
         kind = array.level
     paths = sorted((tmp_path / "a").iterdir())

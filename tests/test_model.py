@@ -1,6 +1,9 @@
-"""Random histories of random arrays against a plain byte array; at the end the members themselves are judged: by the oracle, and by galois's own arithmetic.
+"""Random histories of random arrays against a plain byte array; at the end the members themselves are judged.
 
-Hypothesis prints what reproduces a failure. The number of steps is printed at the end (`-s`), and must be 10,000 or more with the default settings.
+By the oracle, and by galois's own arithmetic.
+
+Hypothesis prints what reproduces a failure. The number of steps is printed at the end (`-s`), and must be 10,000 or more with the default
+settings.
 """
 
 import os
@@ -28,8 +31,16 @@ SHAPES = [
     (1, 2, None),
     (1, 3, None),
     (4, 4, None),
-    *[(5, n, layout) for n in (3, 5) for layout in ("left-asymmetric", "right-asymmetric", "left-symmetric", "right-symmetric", "parity-first", "parity-last")],
-    *[(6, n, layout) for n in (4, 6) for layout in ("left-symmetric", "right-asymmetric", "ddf-zero-restart", "ddf-n-continue", "left-symmetric-6", "parity-first")],
+    *[
+        (5, n, layout)
+        for n in (3, 5)
+        for layout in ("left-asymmetric", "right-asymmetric", "left-symmetric", "right-symmetric", "parity-first", "parity-last")
+    ],
+    *[
+        (6, n, layout)
+        for n in (4, 6)
+        for layout in ("left-symmetric", "right-asymmetric", "ddf-zero-restart", "ddf-n-continue", "left-symmetric-6", "parity-first")
+    ],
     *[(10, n, layout) for n in (3, 4) for layout in ("n2", "f2", "o2")],
     ("rs", 6, None),
 ]
@@ -45,7 +56,14 @@ class ArrayHistory(RuleBasedStateMachine):
         self.chunk = chunk << 10
         options = {"parity": 3} if level == "rs" else {}
         self.array = raidlib.create(
-            self.folder, level=level, raid_devices=count, size="3M", layout=layout, metadata=metadata, chunk=None if level == 1 else self.chunk, **options
+            self.folder,
+            level=level,
+            raid_devices=count,
+            size="3M",
+            layout=layout,
+            metadata=metadata,
+            chunk=None if level == 1 else self.chunk,
+            **options,
         )
         self.level = self.array.level
         self.bears = {1: count - 1, 4: 1, 5: 1, 6: 2, 10: 1, 1919: 3}.get(int(self.level), 0)
@@ -68,7 +86,12 @@ class ArrayHistory(RuleBasedStateMachine):
             time.sleep(0.01)
         raise AssertionError(f"{self.gone} members are gone, and: {status}")
 
-    @rule(where=st.floats(0, 1), length=st.sampled_from([1, 511, 512, 4096, 5000, 65536, 200000]), seed=st.integers(0, 2**32 - 1), kind=st.sampled_from([bytes, bytearray]))
+    @rule(
+        where=st.floats(0, 1),
+        length=st.sampled_from([1, 511, 512, 4096, 5000, 65536, 200000]),
+        seed=st.integers(0, 2**32 - 1),
+        kind=st.sampled_from([bytes, bytearray]),
+    )
     def write(self, where, length, seed, kind):
         offset = int(where * (len(self.model) - 1))
         length = min(length, len(self.model) - offset)
@@ -147,7 +170,10 @@ class ArrayHistory(RuleBasedStateMachine):
 
     @rule()
     def power_cut(self):
-        """Between two requests: the members as they are now, without a close. What was acknowledged is there, and who was failed stays out."""
+        """Between two requests: the members as they are now, without a close.
+
+        What was acknowledged is there, and who was failed stays out.
+        """
         self.settle()
         self.rebuilding = False
         images = {path: path.read_bytes() for path in self.members}
@@ -197,7 +223,11 @@ def judge_parity(members) -> None:
     """P and Q of every stripe of the whole members, by galois."""
     blocks = [oracle.parse_superblock(Path(p).read_bytes()) for p in members]
     best = max((b for b in blocks if b.role < 0xFF00), key=lambda b: b.events)
-    present = {b.role: Path(p).read_bytes()[b.data_offset * 512 :] for b, p in zip(blocks, members, strict=True) if b.role < 0xFF00 and b.events == best.events}
+    present = {
+        b.role: Path(p).read_bytes()[b.data_offset * 512 :]
+        for b, p in zip(blocks, members, strict=True)
+        if b.role < 0xFF00 and b.events == best.events
+    }
     if len(present) < best.raid_disks:
         return
     g = oracle.Geometry(best.level, best.raid_disks, best.chunk, best.layout, best.size)
@@ -219,7 +249,15 @@ def test_histories():
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        ArrayHistory, settings=settings(max_examples=330, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, phases=[Phase.generate])
+        ArrayHistory,
+        settings=settings(
+            max_examples=330,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+            phases=[Phase.generate],
+        ),
     )
     print(f"{STEPS['taken']} steps")
     assert STEPS["taken"] >= 10_000

@@ -1,4 +1,5 @@
 """The oracle against the numbers of the format reference (md-format.md) and against arrays made by the kernel's md."""
+
 import functools
 import hashlib
 import io
@@ -65,6 +66,7 @@ def test_too_many_lost_is_an_error():
 
 # --- 2.2, 2.5, 2.6, 8.1, 8.2: the tables of the geometry --------------------------------------------------------------
 
+
 def row_table(g, stripes, exponents=False):
     """Rows as the reference prints them: the array chunk (^ its exponent), P or Q of each slot."""
     lines = []
@@ -80,8 +82,19 @@ def row_table(g, stripes, exponents=False):
 
 def test_table_8_1():
     g = Geometry(5, 4, 128, 2, 128 * 1000)
-    table = {0: (0, 0, 3), 127: (0, 127, 3), 128: (1, 0, 3), 300: (2, 44, 3), 384: (3, 128, 2), 512: (0, 128, 2),
-             768: (2, 256, 1), 1000: (3, 360, 1), 1152: (1, 384, 0), 1536: (0, 512, 3), 100000: (1, 33312, 3)}
+    table = {
+        0: (0, 0, 3),
+        127: (0, 127, 3),
+        128: (1, 0, 3),
+        300: (2, 44, 3),
+        384: (3, 128, 2),
+        512: (0, 128, 2),
+        768: (2, 256, 1),
+        1000: (3, 360, 1),
+        1152: (1, 384, 0),
+        1536: (0, 512, 3),
+        100000: (1, 33312, 3),
+    }
     for sector, (slot, y, p) in table.items():
         assert oracle.locate(g, sector) == [(slot, y)]
         assert oracle.row(g, y // 128).parity == (p,)
@@ -127,11 +140,19 @@ def test_table_2_5(layout):
     assert row_table(Geometry(6, 5, 8, layout, 800), len(wanted), exponents=True) == wanted
 
 
-@pytest.mark.parametrize("lengths, sector, original, alternate", [
-    ((640, 1280, 1280), 128, (1, 0), (1, 0)), ((640, 1280, 1280), 1919, (2, 639), (2, 639)),
-    ((640, 1280, 1280), 1920, (2, 640), (1, 640)), ((640, 1280, 1280), 2048, (1, 640), (2, 640)),
-    ((640, 1280, 1280), 2176, (2, 768), (1, 768)), ((640, 1280, 1280), 3199, (1, 1279), (2, 1279)),
-    ((1024, 2048, 2048), 3072, (1, 1024), (1, 1024)), ((1024, 2048, 2048), 3200, (2, 1024), (2, 1024))])
+@pytest.mark.parametrize(
+    "lengths, sector, original, alternate",
+    [
+        ((640, 1280, 1280), 128, (1, 0), (1, 0)),
+        ((640, 1280, 1280), 1919, (2, 639), (2, 639)),
+        ((640, 1280, 1280), 1920, (2, 640), (1, 640)),
+        ((640, 1280, 1280), 2048, (1, 640), (2, 640)),
+        ((640, 1280, 1280), 2176, (2, 768), (1, 768)),
+        ((640, 1280, 1280), 3199, (1, 1279), (2, 1279)),
+        ((1024, 2048, 2048), 3072, (1, 1024), (1, 1024)),
+        ((1024, 2048, 2048), 3200, (2, 1024), (2, 1024)),
+    ],
+)
 def test_table_2_2(lengths, sector, original, alternate):
     for layout, wanted in ((1, original), (2, alternate)):
         assert oracle.locate(Geometry(0, 3, 128, layout, lengths=lengths), sector) == [wanted]
@@ -164,10 +185,14 @@ def test_table_2_6(layout, members):
         assert " ".join(f"{slot},{y}" for slot, y in places) == line
 
 
-@pytest.mark.parametrize("layout, members", [
-    (layout, members) for layout in (0x102, 0x103, 0x201, 0x301, 0x10201, 0x10301, 0x202, 0x40201, 0x40202, 0x40301,
-                                     0x50201)
-    for members in range((layout & 255) * (layout >> 8 & 255), 9)])
+@pytest.mark.parametrize(
+    "layout, members",
+    [
+        (layout, members)
+        for layout in (0x102, 0x103, 0x201, 0x301, 0x10201, 0x10301, 0x202, 0x40201, 0x40202, 0x40301, 0x50201)
+        for members in range((layout & 255) * (layout >> 8 & 255), 9)
+    ],
+)
 def test_raid10_places_do_not_collide(layout, members):
     g = Geometry(10, members, 8, layout, 8 * 13)
     places = [place for sector in range(0, oracle.array_sectors(g), 8) for place in oracle.locate(g, sector)]
@@ -181,6 +206,7 @@ def test_raid10_layout_that_collides_is_refused():
 
 
 # --- 1.4, 1.11, 8.4, 8.5: superblocks and checksums -------------------------------------------------------------------
+
 
 def example_superblock(minor):
     """8.5: the block of the worked example, without its checksum, built byte by byte."""
@@ -198,13 +224,12 @@ def example_superblock(minor):
     return block
 
 
-@pytest.mark.parametrize("minor, sector, checksum", [
-    (0, 131056, 0x3497C45B), (1, 0, 0x3495C4B9), (2, 8, 0x3495C4C1)])
+@pytest.mark.parametrize("minor, sector, checksum", [(0, 131056, 0x3497C45B), (1, 0, 0x3495C4B9), (2, 8, 0x3495C4C1)])
 def test_superblock_example(minor, sector, checksum):
     block = example_superblock(minor)
     assert oracle.checksum_1(block) == checksum
     image = bytearray(131072 * 512)
-    image[sector * 512:sector * 512 + 4096] = block
+    image[sector * 512 : sector * 512 + 4096] = block
     assert oracle.parse_superblock(image) is None  # no checksum yet
     struct.pack_into("<I", image, sector * 512 + 216, checksum)
     found = oracle.parse_superblock(image)
@@ -228,24 +253,23 @@ def test_latest_ctime_wins():
         block = example_superblock(minor)
         struct.pack_into("<Q", block, 64, ctime)
         struct.pack_into("<I", block, 216, oracle.checksum_1(block))
-        image[sector * 512:sector * 512 + 4096] = block
+        image[sector * 512 : sector * 512 + 4096] = block
     assert oracle.parse_superblock(image).version == "1.2"
 
 
 def test_superblock_090_example():
     words = [0] * 1024
-    words[0:18] = [0xA92B4EFC, 0, 90, 0, 0, 0x03020100, 1700000000, 1, 65408, 2, 2, 0, 0, 0x07060504, 0x0B0A0908,
-                   0x0F0E0D0C, 0, 0]
+    words[0:18] = [0xA92B4EFC, 0, 90, 0, 0, 0x03020100, 1700000000, 1, 65408, 2, 2, 0, 0, 0x07060504, 0x0B0A0908, 0x0F0E0D0C, 0, 0]
     words[32:36] = [1700000001, 1, 2, 2]
     words[39] = words[41] = 42
     words[65] = 65536
     for i in range(2):
-        words[128 + 32 * i:133 + 32 * i] = [i, 8, 1 + 16 * i, i, 6]
+        words[128 + 32 * i : 133 + 32 * i] = [i, 8, 1 + 16 * i, i, 6]
     words[992:997] = words[128:133]
     assert oracle.checksum_090(struct.pack("<1024I", *words)) == 0x97F54D8D
     words[38] = 0x97F54D8D
     image = bytearray(131072 * 512)
-    image[130944 * 512:130944 * 512 + 4096] = struct.pack("<1024I", *words)
+    image[130944 * 512 : 130944 * 512 + 4096] = struct.pack("<1024I", *words)
     found = oracle.parse_superblock(image)
     assert (found.version, found.level, found.size, found.chunk, found.events) == ("0.90", 1, 130816, 128, 42)
     assert (found.roles[:3], found.role, found.clean, found.set_uuid) == ((0, 1, 0xFFFF), 0, True, bytes(range(16)))
@@ -269,18 +293,20 @@ SHAPES = [
     *[(Geometry(-1, 2, 0, lengths=(30, 41)), 0), (Geometry(-1, 3, 8, lengths=(30, 41, 8)), 0)],
     *[(Geometry(0, 3, 8, layout, lengths=(40, 80, 120)), 0) for layout in (1, 2)],
     (Geometry(0, 4, 8, 2, lengths=(41, 47, 83, 83)), 0),
-    (Geometry(1, 3, sectors=75), 2), (Geometry(4, 4, 8, 0, 80), 1),
+    (Geometry(1, 3, sectors=75), 2),
+    (Geometry(4, 4, 8, 0, 80), 1),
     *[(Geometry(5, n, 8, layout, 83), 1) for layout in range(6) for n in (3, 4)],
     *[(Geometry(6, n, 8, layout, 80), 2) for layout in LAYOUTS_6 for n in (4, 5, 7)],
     *[(Geometry(10, 4, 8, layout, 77), 1) for layout in (0x102, 0x201, 0x10201, 0x40201)],
     *[(Geometry(10, 5, 8, layout, 77), 2) for layout in (0x103, 0x301, 0x10301)],
-    (Geometry(10, 5, 8, 0x202, 77), 3), (Geometry(10, 3, 8, 0x102, 77), 1), (Geometry(10, 6, 8, 0x50201, 77), 1),
+    (Geometry(10, 5, 8, 0x202, 77), 3),
+    (Geometry(10, 3, 8, 0x102, 77), 1),
+    (Geometry(10, 6, 8, 0x50201, 77), 1),
     *[(Geometry(RS, k + m, 8, 0, 80, parity=m), m) for k, m in ((2, 1), (3, 2), (4, 3), (2, 4), (3, 6))],
 ]
 
 
-@pytest.mark.parametrize("g, tolerance", SHAPES, ids=lambda x: f"{x.level}-{x.slots}-{x.layout:#x}" if
-                         isinstance(x, Geometry) else str(x))
+@pytest.mark.parametrize("g, tolerance", SHAPES, ids=lambda x: f"{x.level}-{x.slots}-{x.layout:#x}" if isinstance(x, Geometry) else str(x))
 def test_there_and_back(g, tolerance):
     content = random.Random(repr(g)).randbytes(oracle.array_sectors(g) * 512)
     payloads = oracle.write_reference(g, content)
@@ -295,7 +321,7 @@ def test_there_and_back(g, tolerance):
             assert reader.read(700, 9000) == content[700:9700]
             assert reader.check() == []
     with pytest.raises(OracleError):
-        reader = ArrayReader.from_geometry(g, [None] * (tolerance + 1) + members[tolerance + 1:], offsets)
+        reader = ArrayReader.from_geometry(g, [None] * (tolerance + 1) + members[tolerance + 1 :], offsets)
         reader.read(0, reader.size)
 
 
@@ -306,7 +332,7 @@ def test_check_finds_a_changed_byte(g, tolerance):
     sector = 8 * 7 + 3
     places = oracle.locate(g, sector)
     members[places[-1][0]][places[-1][1] * 512 + 5] ^= 1
-    bad, = ArrayReader.from_geometry(g, [bytes(member) for member in members]).check()
+    (bad,) = ArrayReader.from_geometry(g, [bytes(member) for member in members]).check()
     if g.level in oracle.PARITY_LEVELS:
         assert bad.row == places[0][1] // g.chunk
         assert bad.slots == tuple(sorted(oracle.row(g, bad.row).parity))
@@ -315,6 +341,7 @@ def test_check_finds_a_changed_byte(g, tolerance):
 
 
 # --- golden arrays ----------------------------------------------------------------------------------------------------
+
 
 def golden_dir():
     """Where the golden arrays are, or None: RAIDLIB_GOLDEN, beside the repository in shared/golden, or in the tests."""
@@ -327,8 +354,7 @@ def golden_dir():
 
 GOLDEN = golden_dir()
 INDEX = {a["name"]: a for a in json.loads((GOLDEN / "index.json").read_text())} if GOLDEN else {}
-golden = pytest.mark.skipif(not GOLDEN, reason="no golden arrays: no index.json in RAIDLIB_GOLDEN, ../shared/golden, "
-                            "tests/golden")
+golden = pytest.mark.skipif(not GOLDEN, reason="no golden arrays: no index.json in RAIDLIB_GOLDEN, ../shared/golden, tests/golden")
 COMBINATIONS_MAX = 15  # sets of lost members tried per array, the largest sets first
 
 # Families in which a slot is missing, stale, partial or bad already: losing more is tested by name below.
@@ -357,8 +383,12 @@ def losses(array):
             groups.append({(first + i) % n for i in range(int(copies))})
             first = (first + step) % n
     most = {"raid1": n - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": n}.get(level, 0)
-    found = [lost for count in range(most, 0, -1) for lost in itertools.combinations(range(n), count)
-             if not any(group <= set(lost) for group in groups)]
+    found = [
+        lost
+        for count in range(most, 0, -1)
+        for lost in itertools.combinations(range(n), count)
+        if not any(group <= set(lost) for group in groups)
+    ]
     return [[slots[slot] for slot in lost] for lost in found[:COMBINATIONS_MAX]]
 
 
@@ -378,15 +408,16 @@ class TestGolden:
             block = oracle.parse_superblock(image)
             assert block.version == INDEX[name]["metadata"].removesuffix(".00")
             assert block.events == member["events"]
-            assert block.role == (member["slot"] if member["slot"] is not None else
-                                  {"spare": oracle.SPARE, "journal": oracle.JOURNAL}[member["role"]])
+            assert block.role == (
+                member["slot"] if member["slot"] is not None else {"spare": oracle.SPARE, "journal": oracle.JOURNAL}[member["role"]]
+            )
             assert (block.recovery_offset if block.has(oracle.RECOVERING) else None) == member["recovery_offset"]
 
     def test_selection(self, name):
         reader, members = ArrayReader(images(name)), INDEX[name]["members"]
         assert sorted(reader.left_out) == [i for i, m in enumerate(members) if m["kernel_state"] == "out"]
         assert reader.spares == [i for i, m in enumerate(members) if m["role"] == "spare"]
-        assert ArrayReader(images(name)[::-1]).read(0, 1 << 16) == content(name)[:1 << 16]
+        assert ArrayReader(images(name)[::-1]).read(0, 1 << 16) == content(name)[: 1 << 16]
 
     def test_rows_agree(self, name):
         assert ArrayReader(images(name)).check() == []
@@ -396,7 +427,7 @@ class TestGolden:
         for _ in range(20):
             offset = chance.randrange(len(whole))
             length = chance.randrange(min(300000, len(whole) - offset) + 1)
-            assert reader.read(offset, length) == whole[offset:offset + length]
+            assert reader.read(offset, length) == whole[offset : offset + length]
 
 
 @golden
@@ -416,7 +447,7 @@ def test_payloads(name):
     for slot, payload in enumerate(oracle.write_reference(reader.regions[0].geometry, content(name))):
         member = reader.slots[slot][0]
         start = member.data_offset * 512
-        assert member.image[start:start + len(payload)].tobytes() == payload
+        assert member.image[start : start + len(payload)].tobytes() == payload
 
 
 def without(name, *lost):
@@ -441,7 +472,7 @@ def test_a_replacement_serves_for_its_original():
         reader = without("r5-replacing", lost)
         assert reader.read(0, reader.size) == content("r5-replacing")
     reader = without("r5-replacing", 0, 1)  # the original and another member
-    assert reader.read(0, 8192 * 2 * 512) == content("r5-replacing")[:8192 * 2 * 512]
+    assert reader.read(0, 8192 * 2 * 512) == content("r5-replacing")[: 8192 * 2 * 512]
     with pytest.raises(OracleError):
         reader.read(8192 * 2 * 512, 1 << 20)
 
@@ -454,7 +485,7 @@ def test_bad_blocks_take_a_second_loss():
     lost, right = [], content("r5-badblocks")
     for sector in range(0, reader.size // 512, 8):
         try:
-            assert reader.read(sector * 512, 4096) == right[sector * 512:sector * 512 + 4096]
+            assert reader.read(sector * 512, 4096) == right[sector * 512 : sector * 512 + 4096]
         except OracleError:
             lost.append(sector)
     g = reader.regions[0].geometry
@@ -477,8 +508,9 @@ def test_a_degraded_array_that_loses_too_much_is_an_error():
 def test_a_journal_left_out_is_named():
     with pytest.raises(OracleError, match="journal"):
         without("r6-journal", 4)
-    alone = [image for image, m in zip(images("r5-journal-dirty"), INDEX["r5-journal-dirty"]["members"], strict=True)
-             if m["role"] != "journal"]
+    alone = [
+        image for image, m in zip(images("r5-journal-dirty"), INDEX["r5-journal-dirty"]["members"], strict=True) if m["role"] != "journal"
+    ]
     members_only = ArrayReader(alone, without_journal=True)
     assert members_only.read(0, members_only.size) != content("r5-journal-dirty")
 
@@ -494,10 +526,9 @@ def test_partial_parity_mends_spoiled_parity():
         for sector, pp_bytes, _, parity_slot, _ in oracle._newest_ppl(candidates[0])[0]:
             y = oracle.locate(g, sector)[0][1]
             holder = reader.slots[parity_slot][0]
-            image = next(new for new, old in zip(spoiled, images(name), strict=True)
-                         if oracle.parse_superblock(old) == holder.block)
+            image = next(new for new, old in zip(spoiled, images(name), strict=True) if oracle.parse_superblock(old) == holder.block)
             start = (holder.data_offset + y) * 512
-            image[start:start + (pp_bytes or 4096)] ^= 0x55
+            image[start : start + (pp_bytes or 4096)] ^= 0x55
             blocks += 1
     assert blocks
     assert ArrayReader(spoiled).check() == []
@@ -510,6 +541,7 @@ def test_partial_parity_mends_spoiled_parity():
 
 
 # --- 6, 10.1: selection, on edited copies -----------------------------------------------------------------------------
+
 
 def edited(name, i, events=0, roles=()):
     """Member i with another event count (relative) and other dev_roles {number: role}."""
