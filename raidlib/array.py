@@ -481,12 +481,16 @@ class Array:
             index = self._find(member)
             with self._use() as handle:
                 check(lib.rl_array_fail(handle, index))
+            if self._job is not None and not self._job.done and self._job.kind == "recovery" and not self._rebuilding():
+                self._job.resume()
+                self._job.join()  # it ends at its next slice: what it was for is gone
             self._use_spare()
 
     def remove(self, member: int | MemberSource) -> list[str]:
         """Lets go of a faulty member or a spare, or of all that are "faulty"; their paths."""
         with self._admin:
-            wanted = self._faulty() if member == "faulty" else [self._find(member)]
+            faulty = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_FAULTY]
+            wanted = faulty if member == "faulty" else [self._find(member)]
             paths = []
             for index in wanted:
                 with self._use() as handle:
@@ -497,9 +501,6 @@ class Array:
                     opened.close()
                 self._members[index] = None
             return paths
-
-    def _faulty(self) -> list[int]:
-        return [index for index, status in self._devices() if status.state == lib.RL_DEVICE_FAULTY]
 
     def add(self, member: MemberSource | Member, *, force: bool = False) -> Job | None:
         """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None.
@@ -590,9 +591,12 @@ class Array:
             check(result)
         return self._next_job()
 
+    def _rebuilding(self) -> bool:
+        return any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
+
     def _next_job(self) -> Job | None:
         """Starts what the array needs: recovery first, then resync. A check or repair that runs gives way."""
-        recover = any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
+        recover = self._rebuilding()
         running = self._job if self._job is not None and not self._job.done else None
         if running is not None and recover and running.kind in ("check", "repair"):
             running.cancel()
@@ -616,7 +620,8 @@ class Array:
         with self._gate:
             if self._closed:
                 return
-        if job.error is None or job.kind in ("check", "repair"):
+        # after a failure only where the next attempt is about something else: the member that was being rebuilt is gone, another may be there
+        if job.error is None or job.error.errno == errno.ENODEV or job.kind in ("check", "repair"):
             threading.Thread(target=self._after_job, args=(job,), name="raidlib next job", daemon=True).start()
 
     def _after_job(self, job: Job) -> None:

@@ -30,7 +30,7 @@ class RawArray(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Any position from 0 on; past the end nothing is read and nothing can be written."""
-        position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._array.size}[whence] + offset
+        position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: int(self._array.size)}[whence] + offset
         if position < 0:
             raise UsageError(f"position {position} is negative")
         self._position = position
@@ -43,7 +43,7 @@ class RawArray(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         """Fills what there is up to the end of the array."""
         view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._array.size - self._position))
+        count = max(0, min(len(view), int(self._array.size) - self._position))
         if count:
             self._array.preadinto(view[:count], self._position)
             self._position += count
@@ -52,7 +52,7 @@ class RawArray(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         """Writes what fits before the end of the array; ENOSPC where nothing does."""
         view = memoryview(data).cast("B")
-        count = max(0, min(len(view), self._array.size - self._position))
+        count = max(0, min(len(view), int(self._array.size) - self._position))
         if count == 0 and len(view):
             raise OSError(errno.ENOSPC, "end of the array")
         self._array.pwrite(view[:count], self._position)

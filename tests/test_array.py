@@ -299,6 +299,25 @@ def test_a_rebuild_goes_on_where_it_stopped(tmp_path, level, n):
         assert array.pread(array.size, 0) == content
 
 
+def test_a_new_member_after_one_that_failed_in_its_rebuild(tmp_path):
+    array, _paths, content = files(tmp_path, 5, 4)
+    array.fail(0)
+    for number in range(6):
+        new = tmp_path / f"new-{number}.img"
+        with new.open("wb") as file:
+            file.truncate(SIZE)
+        job = array.add(new)
+        job.set_speed(maximum=1 << 20)
+        if number < 5:
+            array.fail(new)
+            assert job.done
+    job.set_speed()
+    job.wait()
+    assert set(states(array).values()) == {"in_sync"}
+    assert array.pread(array.size, 0) == content
+    array.close()
+
+
 def test_a_spare_steps_in(tmp_path):
     with raidlib.create(tmp_path / "a", level=5, raid_devices=3, spare_devices=1, size="4M", chunk="16K") as array:
         array.pwrite(b"x" * array.size, 0)
