@@ -620,7 +620,7 @@ class Array:
         with self._gate:
             if self._closed:
                 return
-        # after a failure only where the next attempt is about something else: the member that was being rebuilt is gone, another may be there
+        # after a failure only where the next attempt is about something else: the rebuilding member is gone, another may be there
         if job.error is None or job.error.errno == errno.ENODEV or job.kind in ("check", "repair"):
             threading.Thread(target=self._after_job, args=(job,), name="raidlib next job", daemon=True).start()
 
