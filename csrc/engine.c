@@ -106,6 +106,7 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
     if (device >= 0)
         e->slot = a->devices[device]->slot;
     snprintf(e->text, sizeof e->text, "%s", text);
+    a->attention |= kind == RL_EVENT_FAIL;
     pthread_cond_broadcast(&a->events_cond);
     pthread_mutex_unlock(&a->events_lock);
 }
@@ -293,6 +294,19 @@ static int check_device(const rl_array *a, const struct rl_device_config *c, uin
     if (sb->data_offset > sectors || used > sectors - sb->data_offset)
         return rl_fail(EINVAL, call, (int32_t)index, 0, "%s has %llu sectors, the array needs %llu from sector %llu on", c->member->name,
                        (unsigned long long)sectors, (unsigned long long)used, (unsigned long long)sb->data_offset);
+    if (a->g.level > 0 && sb->data_size < used)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: by its superblock it has %llu sectors for data, the array needs %llu",
+                       c->member->name, (unsigned long long)sb->data_size, (unsigned long long)used);
+    if (sb->version > 100 && !(a->flags & RL_ARRAY_READ_ONLY) && sb->data_offset < sb->super_offset + RL_SB_BYTES / RL_SECTOR)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data begin at sector %llu, inside the superblock: it can be read only",
+                       c->member->name, (unsigned long long)sb->data_offset);
+    if (sb->dev_number >= RL_SB_DEVS_MAX)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: device number %u", c->member->name, sb->dev_number);
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        if (a->devices[i]->state != RL_DEVICE_REMOVED && a->devices[i]->sb.dev_number == sb->dev_number)
+            return rl_fail(EINVAL, call, (int32_t)index, 0, "%s and %s have the same device number %u", c->member->name,
+                           a->devices[i]->member->name, sb->dev_number);
+    }
     if (sb->data_offset * RL_SECTOR % block || used * RL_SECTOR % block)
         return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data do not begin or end at whole blocks of %u bytes", c->member->name,
                        block);
@@ -313,6 +327,7 @@ static int take_device(rl_array *a, const struct rl_device_config *c, uint32_t i
     d->sb = *c->superblock;
     d->state = c->state;
     d->slot = c->slot;
+    d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
     atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
     if (c->bad_block_count) {
         d->bad = calloc(c->bad_block_count, 2 * sizeof *d->bad);
@@ -397,8 +412,12 @@ static int finish_open(rl_array *a)
 {
     const struct rl_geometry *g = &a->g;
     uint8_t present[RL_SLOTS_MAX];
-    if (g->chunk_sectors * RL_SECTOR % a->block_bytes || a->block_bytes > RL_BUFFER_ALIGN)
-        return rl_fail(EINVAL, "rl_array_open", -1, 0, "blocks of %u bytes do not fit the chunk", a->block_bytes);
+    uint64_t block = a->block_bytes, odd = (g->used_sectors | g->array_sectors | g->chunk_sectors) * RL_SECTOR % block;
+    for (uint32_t slot = 0; g->level <= 0 && slot < g->slots; slot++)
+        odd |= g->length_sectors[slot] * RL_SECTOR % block;
+    if (odd || block & (block - 1) || block > RL_BUFFER_ALIGN)
+        return rl_fail(EINVAL, "rl_array_open", -1, 0, "blocks of %llu bytes do not fit the chunk or the members' data",
+                       (unsigned long long)block);
     count_uneven(a);
     present_slots(a, -1, present);
     /* what is partly there counts here: a half-rebuilt member may be all there is, and its good part must be readable (by rescue) */
@@ -432,6 +451,7 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out)
     bool redundant = a->g.parity || a->g.copies > 1;
     bool forced = a->flags & RL_ARRAY_FORCED && !(a->flags & RL_ARRAY_READ_ONLY);
     atomic_store(&a->resync, redundant && !(a->flags & RL_ARRAY_FORCED) ? a->sb.resync_offset : RL_MAX_SECTOR);
+    a->resync_durable = atomic_load(&a->resync);
     atomic_store(&a->active, !redundant || forced);
     int rc = a->kernel ? make_canary(a) : rl_fail(EINVAL, "rl_array_open", -1, 0, "parity kernel %s does not exist here", config->kernel);
     for (uint32_t i = 0; rc == 0 && i < config->device_count; i++)
@@ -552,8 +572,10 @@ static uint32_t free_number(const rl_array *a)
 
 static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
 {
-    struct rl_device_config c = {.member = member, .state = RL_DEVICE_SPARE, .slot = -1, .superblock = superblock};
     uint32_t number = free_number(a), index = a->device_count;
+    struct rl_superblock own = *superblock;
+    struct rl_device_config c = {.member = member, .state = RL_DEVICE_SPARE, .slot = -1, .superblock = &own};
+    own.dev_number = number;
     uint64_t sectors = rl_member_size(member) / RL_SECTOR;
     int rc = check_admin(a, "rl_array_add", 0, false);
     if (rc)
@@ -578,13 +600,18 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
         }
         return rc;
     }
-    a->devices[index]->sb.dev_number = number;
     *device = index;
     rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, member->name);
     rc = rl_metadata_commit(a);
-    return rc == 0 && a->devices[index]->state == RL_DEVICE_FAULTY
-               ? rl_fail(EIO, "rl_array_add", -1, 0, "%s: %s", member->name, a->devices[index]->reason)
-               : rc;
+    struct device *d = a->devices[index];
+    if (rc == 0 && d->state != RL_DEVICE_FAULTY)
+        return 0;
+    /* the member could not take its superblock: it was never in */
+    rc = rc ? rc : rl_fail(EIO, "rl_array_add", -1, 0, "%s", d->reason);
+    atomic_fetch_sub(&member->users, 1);
+    d->member = NULL;
+    d->state = RL_DEVICE_REMOVED;
+    return rc;
 }
 
 int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
@@ -612,6 +639,7 @@ static int activate_locked(rl_array *a, uint32_t device)
         d->slot = (int32_t)slot;
         d->state = RL_DEVICE_REBUILDING;
         atomic_store(&d->recovered, 0);
+        d->durable = 0;
         count_uneven(a);
         return rl_metadata_commit(a);
     }

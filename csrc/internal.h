@@ -97,7 +97,7 @@ void rl_io_run(struct rl_io *ios, unsigned count);
 #define RL_STRIPE_LOCKS 1024u
 #define RL_SLICE_BYTES 131072u /* height of the piece of a stripe that is worked on at once */
 #define RL_EVENTS_MAX 256u
-#define RL_FAILED_MAX 16u /* devices that one request can find dead */
+#define RL_FAILED_MAX 64u /* devices that one request can find dead */
 
 struct device {
     rl_member *member;        /* NULL once removed */
@@ -105,6 +105,7 @@ struct device {
     uint32_t state;           /* RL_DEVICE_*; config lock */
     int32_t slot;             /* config lock */
     _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
+    uint64_t durable;           /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
     uint64_t *bad;            /* pairs {first, sectors} relative to data_offset, sorted */
     uint32_t bad_count;
     _Atomic uint64_t read_errors, corrected_reads;
@@ -141,7 +142,9 @@ struct rl_array {
     atomic_bool active;                     /* the superblocks say that writes may be open; set under config exclusive */
     atomic_bool broken;                     /* a member that the content needs is gone */
     _Atomic uint64_t resync;                /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
-    _Atomic uint64_t last_write_ns, write_sequence;
+    uint64_t resync_durable;                /* config exclusive: `resync` as of the last flush */
+    _Atomic uint64_t last_write_ns;
+    atomic_uint open_writes; /* begun and not yet settled */
     _Atomic uint64_t mismatch_count, corrected_reads, reads, writes, read_bytes, written_bytes;
     rl_sync *sync;       /* admin: the job, or NULL */
 
@@ -154,6 +157,7 @@ struct rl_array {
     struct rl_event events[RL_EVENTS_MAX];
     uint64_t event_head, event_tail; /* events_lock: next to write, next to read */
     bool stopped;                    /* events_lock */
+    bool attention;                  /* events_lock: a device failed, and the owner has not been told */
     uint64_t next_probe_ns;          /* service thread only */
 };
 
@@ -194,6 +198,8 @@ void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_supe
 void rl_device_out(rl_array *a, uint32_t device, const char *why);
 /* config lock held, either way */
 uint64_t rl_flush_devices(rl_array *a, struct request *rq);
+/* config lock exclusive, all devices flushed: what was rebuilt and resynced so far may be recorded */
+void rl_note_durable(rl_array *a);
 /* no config lock held; exclusive on return */
 uint64_t rl_lock_flushed(rl_array *a, struct request *rq);
 
@@ -204,7 +210,9 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 /* Judges the results of a piece's writes: notes what failed; -ENOSPC, or -EIO where nothing was written. */
-int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count, uint64_t resync_sector);
+int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count);
+/* A piece was written in part and could not be undone: parity or copies do not agree from there on, and a resync has to mend it. */
+void rl_set_resync_back(rl_array *a, uint64_t sector);
 /* Writes `length` good bytes over a sector that could not be read, and reads them back from the device. */
 void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, uint64_t offset);
 

@@ -70,6 +70,7 @@ struct fd_member {
     dev_t device;
     ino_t inode;
     const char *_Atomic dead; /* why, or NULL */
+    atomic_int lost_write; /* an errno: what the page cache held could not be written; told by every flush from then on */
 };
 
 static int fd_dead(struct fd_member *m, uint64_t offset, const char *why)
@@ -97,10 +98,13 @@ static int fd_alive(struct fd_member *m, uint64_t offset)
 }
 
 /* Makes what the page cache holds of the range durable and drops it, so that the next read asks the device. */
-static void fd_drop_cache(const struct fd_member *m, uint64_t length, uint64_t offset)
+static void fd_drop_cache(struct fd_member *m, uint64_t length, uint64_t offset)
 {
-    sync_file_range(m->fd, (off64_t)offset, (off64_t)length,
-                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    /* this call takes the error of a write-back away from the fdatasync that would have told it */
+    int failed = sync_file_range(m->fd, (off64_t)offset, (off64_t)length,
+                                 SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    if (failed && errno != ESPIPE)
+        atomic_store(&m->lost_write, errno);
     posix_fadvise(m->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
 }
 
@@ -145,9 +149,13 @@ static int fd_flush(rl_member *member)
 {
     struct fd_member *m = (struct fd_member *)member;
     int rc = fd_alive(m, 0);
-    if (rc == 0 && fdatasync(m->fd))
-        return rl_fail(errno, member->name, -1, 0, "flushing %s failed: %s", member->name, strerror(errno));
-    return rc;
+    if (rc)
+        return rc;
+    int failed = fdatasync(m->fd) ? errno : 0, lost = atomic_load(&m->lost_write);
+    if (failed || lost)
+        return rl_fail(failed ? failed : lost, member->name, -1, 0, "flushing %s failed: %s", member->name,
+                       strerror(failed ? failed : lost));
+    return 0;
 }
 
 static int fd_probe(rl_member *member)

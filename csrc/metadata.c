@@ -65,12 +65,12 @@ void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_supe
     out->logical_block_bytes = d->sb.logical_block_bytes;
     out->feature_map = a->sb.feature_map & kept;
     out->recovery_offset = RL_MAX_SECTOR;
-    out->resync_offset = atomic_load(&a->resync);
+    out->resync_offset = rl_min(atomic_load(&a->resync), a->resync_durable);
     if (atomic_load(&a->active) && (a->g.parity || a->g.copies > 1))
         out->resync_offset = 0;
     if (d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT) {
         out->feature_map |= RL_FEATURE_RECOVERY | (d->state == RL_DEVICE_REPLACEMENT ? RL_FEATURE_REPLACEMENT : 0u);
-        out->recovery_offset = atomic_load(&d->recovered);
+        out->recovery_offset = d->durable;
     }
     if (a->sb.version == 90)
         stamp_090(a, d, out);
@@ -156,6 +156,13 @@ uint64_t rl_flush_devices(rl_array *a, struct request *rq)
     return failures;
 }
 
+void rl_note_durable(rl_array *a)
+{
+    for (uint32_t i = 0; i < a->device_count; i++)
+        a->devices[i]->durable = atomic_load(&a->devices[i]->recovered);
+    a->resync_durable = atomic_load(&a->resync);
+}
+
 /* Takes the config lock exclusively with all devices flushed: a first time beside the users, so that the flush that holds them up finds little to do.
  * Returns the number of failures, which are noted in rq. */
 uint64_t rl_lock_flushed(rl_array *a, struct request *rq)
@@ -164,7 +171,10 @@ uint64_t rl_lock_flushed(rl_array *a, struct request *rq)
     uint64_t failures = rl_flush_devices(a, rq);
     pthread_rwlock_unlock(&a->config);
     pthread_rwlock_wrlock(&a->config);
-    return failures ? failures : rl_flush_devices(a, rq);
+    failures = failures ? failures : rl_flush_devices(a, rq);
+    if (failures == 0)
+        rl_note_durable(a);
+    return failures;
 }
 
 int rl_metadata_set_active(rl_array *a)
@@ -184,6 +194,8 @@ int rl_metadata_set_clean(rl_array *a)
     struct request rq = {.a = a};
     bool redundant = a->g.parity || a->g.copies > 1;
     uint64_t failures = rl_flush_devices(a, &rq);
+    if (failures == 0)
+        rl_note_durable(a);
     if (failures == 0 && (!redundant || !atomic_load(&a->active)))
         return 0;
     for (unsigned i = 0; i < rq.failed_count; i++) {

@@ -125,6 +125,33 @@ static const void *stage_data(struct request *rq, struct workspace *w, const voi
     return stage;
 }
 
+/* A copy could not be written for want of space, and others were: what that copy holds now goes onto all of them. */
+static int make_copies_agree(struct request *rq, struct workspace *w, unsigned count)
+{
+    char *now = rl_workspace_block(w, &w->block[1]);
+    unsigned short_of_space = 0;
+    while (!rl_is_space_error(w->io[short_of_space].result))
+        short_of_space++;
+    uint64_t step = RL_SLICE_BYTES, length = w->io[0].length;
+    int rc = now && rq->a->g.copies > 1 ? 0 : -ENOMEM;
+    for (uint64_t at = 0; rc == 0 && at < length; at += step) {
+        step = rl_min(step, length - at);
+        for (unsigned j = 0; rc == 0 && j <= count; j++) {
+            unsigned which = j == 0 ? short_of_space : j - 1;
+            struct rl_io io = w->io[which];
+            io.op = j == 0 ? RL_OP_READ : RL_OP_WRITE;
+            io.buffer = now;
+            io.offset += at;
+            io.length = step;
+            if (j > 0 && which == short_of_space)
+                continue;
+            rl_io_run(&io, 1);
+            rc = io.result;
+        }
+    }
+    return rc;
+}
+
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable)
 {
     rl_array *a = rq->a;
@@ -146,7 +173,12 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
     if (data && rq->failed_count == 0) {
         unsigned n = add_writes(a, w->io, places, count, data, high - low);
         rl_io_run(w->io, n);
-        rc = rl_judge_writes(rq, w->io, n, a->g.level == 10 ? low / RL_SECTOR : places[0].sector);
+        rc = rl_judge_writes(rq, w->io, n);
+        if (rl_is_space_error(rc) && make_copies_agree(rq, w, n))
+            rl_set_resync_back(a, a->g.level == 10 ? low / RL_SECTOR : places[0].sector);
+        if (rc == 0 && rq->failed_count)
+            length =
+                0; /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it has over ours */
     } else if (data) {
         length = 0; /* a member died while the edges were read, and nothing was written: once more, without it */
     }

@@ -366,7 +366,8 @@ int rl_array_superblock(rl_array *array, uint32_t device, struct rl_superblock *
 
 /* ---- Service, events (service.c) ---------------------------------------------------------------------------------- */
 
-/* What belongs to no request: marks the idle array clean, heartbeats the members. Runs on the owner's thread until rl_array_stop(). */
+/* What belongs to no request: marks the idle array clean, heartbeats the members. Runs on the owner's thread. 0: rl_array_stop() was called; 1: a device has
+ * failed and a spare is there: act, and call again. */
 int rl_array_run(rl_array *array);
 /* Makes rl_array_run and rl_event_wait return; they return at once from then on. */
 void rl_array_stop(rl_array *array);

@@ -9,16 +9,18 @@
 static int go_clean_if_idle(rl_array *a)
 {
     struct request rq = {.a = a};
-    uint64_t idle = a->clock_ns(a->clock_context) - atomic_load(&a->last_write_ns), sequence = atomic_load(&a->write_sequence);
+    uint64_t last = atomic_load(&a->last_write_ns), idle = a->clock_ns(a->clock_context) - last;
     uint64_t due = a->safe_mode_ms * 1000000ull;
     bool redundant = a->g.parity || a->g.copies > 1;
     if (!redundant || !atomic_load(&a->active) || atomic_load(&a->broken) || a->flags & RL_ARRAY_READ_ONLY)
+        return (int)a->safe_mode_ms;
+    if (atomic_load(&a->open_writes))
         return (int)a->safe_mode_ms;
     if (idle < due)
         return (int)((due - idle) / 1000000u + 1);
     /* where a flush failed: recorded by the settlement, or the array is broken and its writers will be told; where the mark failed the array stays active, and the next
      * round tries again */
-    if (rl_lock_flushed(a, &rq) == 0 && atomic_load(&a->write_sequence) == sequence)
+    if (rl_lock_flushed(a, &rq) == 0 && atomic_load(&a->open_writes) == 0 && atomic_load(&a->last_write_ns) == last)
         (void)rl_metadata_set_clean(a);
     pthread_rwlock_unlock(&a->config);
     (void)rl_request_settle(&rq);
@@ -63,6 +65,16 @@ static void after(struct timespec *until, int ms)
     until->tv_nsec = (long)(ns % 1000000000u);
 }
 
+static bool has_spare(rl_array *a)
+{
+    bool found = false;
+    pthread_rwlock_rdlock(&a->config);
+    for (uint32_t i = 0; i < a->device_count; i++)
+        found |= a->devices[i]->state == RL_DEVICE_SPARE;
+    pthread_rwlock_unlock(&a->config);
+    return found;
+}
+
 int rl_array_run(rl_array *a)
 {
     for (bool stopped = false; !stopped;) {
@@ -73,10 +85,14 @@ int rl_array_run(rl_array *a)
         after(&until, ms);
         pthread_mutex_lock(&a->events_lock);
         int waited = 0;
-        while (!a->stopped && waited == 0)
+        while (!a->stopped && !a->attention && waited == 0)
             waited = pthread_cond_timedwait(&a->events_cond, &a->events_lock, &until);
         stopped = a->stopped;
+        bool attention = a->attention;
+        a->attention = false;
         pthread_mutex_unlock(&a->events_lock);
+        if (attention && !stopped && has_spare(a))
+            return 1;
     }
     return 0;
 }

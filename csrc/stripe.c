@@ -8,6 +8,7 @@
  *
  *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
  *   I8  The blocks of an unusable member above its `recovered` point are never written: the rebuild will, under the same lock.
+ *   I10 In a degraded stripe, a write that fails in part and cannot be completed by failing a member is undone: else the blocks that can only be computed would change.
  *   I9  Where parity is not known to be in sync (above `resync`), it is recomputed from the data, never updated.
  */
 #include "internal.h"
@@ -49,6 +50,8 @@ void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, u
         io.flags = RL_IO_DEVICE;
         rl_io_run(&io, 1);
     }
+    if (rl_is_space_error(io.result)) /* stays unreadable; not the member's fault */
+        return;
     if (io.result || memcmp(back, good, length) != 0) {
         rl_request_failed(rq, device, io.result ? io.result : -EIO);
         return;
@@ -58,9 +61,16 @@ void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, u
     rl_event_post(a, RL_EVENT_READ_CORRECTED, (int32_t)device, offset, "an unreadable block was rewritten from the redundancy");
 }
 
-int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count, uint64_t resync_sector)
+void rl_set_resync_back(rl_array *a, uint64_t sector)
 {
-    rl_array *a = rq->a;
+    uint64_t resync = atomic_load(&a->resync);
+    bool redundant = a->g.parity || a->g.copies > 1;
+    while (redundant && resync > sector && !atomic_compare_exchange_weak(&a->resync, &resync, sector))
+        ;
+}
+
+int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count)
+{
     unsigned written = 0;
     bool no_space = false;
     for (unsigned i = 0; i < count; i++) {
@@ -71,12 +81,7 @@ int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count,
             rl_request_failed(rq, ios[i].device, ios[i].result);
     }
     if (no_space) {
-        /* not the member's fault: the stripe may be half written, and a resync from here will mend it */
-        uint64_t resync = atomic_load(&a->resync);
-        bool redundant = a->g.parity || a->g.copies > 1;
-        while (redundant && resync > resync_sector && !atomic_compare_exchange_weak(&a->resync, &resync, resync_sector))
-            ;
-        rl_event_post(a, RL_EVENT_NO_SPACE, -1, 0, "a member's file system is full");
+        rl_event_post(rq->a, RL_EVENT_NO_SPACE, -1, 0, "a member's file system is full");
         return rl_fail(ENOSPC, "rl_array_pwrite", -1, 0, "no space is left under a member; no member was failed for it");
     }
     if (written == 0)
@@ -387,23 +392,129 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
         int32_t devices[2] = {a->slot_device[r->st.slot_of[i]], a->replacement[r->st.slot_of[i]]};
         for (unsigned j = 0; j < 2; j++) {
             if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR)) /* I8 */
-                w->io[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
+            {
+                w->io[n] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
+                w->io[n++].tag = (uint16_t)i;
+            }
         }
     }
     return n;
 }
 
+/* I10: is there a block that nobody writes and that can only be computed? Then a write that fails in part would change it. */
+static bool rect_fragile(const struct rect *r)
+{
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        if (r->st.slot_of[i] >= 0 && !r->live[i] && (!r->touched[i] || r->edges))
+            return true;
+    }
+    return false;
+}
+
+/* Puts the old blocks back under a write that failed in part. A device that did not take the new ones whole may have taken some: those are found by comparison, for
+ * writing the others again could fail again. */
+static int rect_undo(struct request *rq, struct workspace *old, struct rl_io *ios, unsigned count)
+{
+    uint64_t block = rq->a->block_bytes;
+    _Alignas(RL_BUFFER_ALIGN) char now[RL_BUFFER_ALIGN];
+    for (unsigned j = 0; j < count; j++) {
+        char *before = old->block[ios[j].tag];
+        uint64_t step = ios[j].result ? block : ios[j].length;
+        for (uint64_t at = 0; at < ios[j].length; at += step) {
+            struct rl_io io = ios[j];
+            io.offset += at;
+            io.length = step;
+            io.buffer = now;
+            io.op = RL_OP_READ;
+            if (ios[j].result)
+                rl_io_run(&io, 1);
+            if (ios[j].result && io.result == 0 && memcmp(now, before + at, step) == 0)
+                continue;
+            io.buffer = before + at;
+            io.op = RL_OP_WRITE;
+            rl_io_run(&io, 1);
+            if (io.result)
+                return io.result;
+        }
+    }
+    return 0;
+}
+
+/* After a failed write of a whole stripe set: makes parity fit what the members hold now, whatever that is. */
+static int rect_restripe(struct request *rq, struct workspace *w, const struct rect *r)
+{
+    rl_array *a = rq->a;
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    void *blocks[RL_VECTOR_MAX] = {0};
+    unsigned nd = r->st.nd, np = r->st.np, n = 0;
+    uint64_t length = r->to - r->from, sector = stripe_sector(a, &r->st, r->from);
+    for (unsigned i = 0; i < nd; i++)
+        want[i] = 1;
+    int rc = rl_stripe_fetch(rq, &r->st, w, r->from, length, 0, want, 0);
+    for (unsigned i = 0; rc == 0 && i < nd + np; i++) {
+        blocks[i] = i < nd ? w->block[i] : r->live[i] ? rl_workspace_block(w, &w->fresh[i - nd]) : NULL;
+        blocks[i] = i < nd && r->st.slot_of[i] < 0 ? NULL : blocks[i];
+        if (i >= nd && r->live[i] && !blocks[i])
+            rc = -ENOMEM;
+    }
+    if (rc)
+        return rc;
+    rl_code_generate(a->kernel, nd, np, length, blocks);
+    for (unsigned i = nd; i < nd + np; i++) {
+        if (r->live[i])
+            w->io[n++] = rl_device_io(a, (uint32_t)rl_device_for_read(a, (uint32_t)r->st.slot_of[i], sector, length / RL_SECTOR),
+                                      RL_OP_WRITE, blocks[i], sector * RL_SECTOR, length);
+    }
+    rl_io_run(w->io, n);
+    for (unsigned j = 0; j < n; j++)
+        rc = rc ? rc : w->io[j].result;
+    return rc;
+}
+
+/* A write failed in part. Members that the content can do without are simply out, and the others agree (I7). Else the stripe must be made whole: by the old blocks,
+ * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. */
+static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count, int rc)
+{
+    rl_array *a = rq->a;
+    bool needed = false;
+    for (unsigned j = 0; j < rq->failed_count; j++)
+        needed |= !rl_enough_without(a, (int32_t)rq->failed[j].device);
+    if (rc == 0 && !needed)
+        return 0;
+    int mended = old ? rect_undo(rq, old, w->io, count) : rect_restripe(rq, w, r);
+    if (mended) {
+        rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
+        if (old && !atomic_exchange(&a->broken, true))
+            rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
+                          "a degraded stripe could be neither written nor put back: the array has failed");
+    }
+    return rc;
+}
+
 static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
 {
     rl_array *a = rq->a;
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    struct workspace *old = NULL;
     int rc = rect_look(a, r);
+    if (rc == 0 && rect_fragile(r)) {
+        old = rl_workspace_get(a);
+        for (unsigned i = 0; i < r->st.nd + r->st.np; i++)
+            want[i] = r->live[i] && (i >= r->st.nd || r->touched[i]);
+        rc = old ? rl_stripe_fetch(rq, &r->st, old, r->from, r->to - r->from, 0, want, 0)
+                 : rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+    }
     if (rc == 0)
         rc = rect_updates(a, r) ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
-    if (rc || rq->failed_count) /* I7: nothing was written yet */
-        return rc;
-    unsigned n = rect_writes(a, w, r);
-    rl_io_run(w->io, n);
-    return rl_judge_writes(rq, w->io, n, stripe_sector(a, &r->st, r->from));
+    if (rc == 0 && rq->failed_count == 0) { /* I7: nothing was written yet */
+        unsigned n = rect_writes(a, w, r);
+        rl_io_run(w->io, n);
+        rc = rl_judge_writes(rq, w->io, n);
+        rc = rect_mend(rq, w, old, r, n, rc);
+    }
+    if (old)
+        rl_workspace_put(a, old);
+    return rc;
 }
 
 int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable)
@@ -460,13 +571,15 @@ static int choose_device(const rl_array *a, const struct rl_place *places, unsig
                          uint64_t *sector)
 {
     int fallback = -1;
-    unsigned turn = count > 1 ? (unsigned)((offset >> 20) % count) : 0;
+    /* copies that may differ (a crash, no resync yet) are read in the order in which the resync will take them, or a read could change without a write */
+    bool agree = (offset / RL_SECTOR) + sectors <= atomic_load(&a->resync);
+    unsigned turn = count > 1 && agree ? (unsigned)((offset >> 20) % count) : 0;
     for (unsigned j = 0; j < count; j++) {
         const struct rl_place *p = &places[(turn + j) % count];
         int device = rl_device_for_read(a, p->slot, p->sector, sectors);
         if (device < 0)
             continue;
-        bool write_mostly = a->devices[device]->sb.devflags & 1;
+        bool write_mostly = agree && a->devices[device]->sb.devflags & 1;
         if (!write_mostly || fallback < 0)
             *sector = p->sector;
         if (!write_mostly)
@@ -585,10 +698,11 @@ int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t o
     struct workspace *w = rl_workspace_get(a);
     if (!w)
         return rl_fail(ENOMEM, call, -1, offset, "no memory");
+    atomic_fetch_add(&a->open_writes, 1); /* I3: not clean before it is settled */
     rc = write_all(a, w, buffer, length, offset, flags & RL_BUFFER_STABLE);
     rl_workspace_put(a, w);
     atomic_store(&a->last_write_ns, a->clock_ns(a->clock_context));
-    atomic_fetch_add(&a->write_sequence, 1);
+    atomic_fetch_sub(&a->open_writes, 1);
     if (rc == 0) {
         atomic_fetch_add_explicit(&a->writes, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&a->written_bytes, length, memory_order_relaxed);
@@ -603,9 +717,11 @@ int rl_array_flush(rl_array *a)
     if (rc || a->flags & RL_ARRAY_READ_ONLY)
         return rc;
     pthread_rwlock_rdlock(&a->config);
-    rl_flush_devices(a, &rq);
+    uint64_t failures = rl_flush_devices(a, &rq);
     pthread_rwlock_unlock(&a->config);
     rc = rl_request_settle(&rq);
+    if (rc == 0 && failures > RL_FAILED_MAX)
+        return rl_fail(EIO, "rl_array_flush", -1, 0, "%llu members failed to flush at once", (unsigned long long)failures);
     if (rc == 0 && atomic_load(&a->broken))
         return rl_fail(EIO, "rl_array_flush", -1, 0, "the array has failed: more members are gone than it bears");
     return rc;

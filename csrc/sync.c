@@ -212,13 +212,16 @@ static void keep_pace(rl_sync *s, uint64_t slice_ns, uint64_t since_start_sector
     if (users != s->users_seen && speed > (double)atomic_load(&s->min_speed))
         nap(s, rl_min(slice_ns, 100000000u));
     s->users_seen = users;
-    if (max && speed > (double)max)
+    while (max && !atomic_load(&s->cancelled) && (double)elapsed < (double)bytes * 1e9 / (double)max) {
         nap(s, (uint64_t)rl_min((uint64_t)((double)bytes * 1e9 / (double)max) - elapsed, 200000000u));
+        elapsed = a->clock_ns(a->clock_context) - atomic_load(&s->started_ns);
+        max = atomic_load(&s->max_speed);
+    }
 }
 
 /* ---- recovery ----------------------------------------------------------------------------------------------------- */
 
-static void write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
+static int write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
 {
     for (unsigned j = 0; j < count; j++) {
         struct device *d = devices[j] >= 0 ? rq->a->devices[devices[j]] : NULL;
@@ -226,11 +229,14 @@ static void write_targets(struct request *rq, const int32_t *devices, unsigned c
             continue;
         struct rl_io io = rl_device_io(rq->a, (uint32_t)devices[j], RL_OP_WRITE, data, sector * RL_SECTOR, length);
         rl_io_run(&io, 1);
-        if (io.result && !rl_is_space_error(io.result))
+        if (rl_is_space_error(io.result))
+            return rl_fail(ENOSPC, CALL, d->slot, sector * RL_SECTOR, "no space is left under %s", d->member->name);
+        if (io.result)
             rl_request_failed(rq, (uint32_t)devices[j], io.result);
-        else if (io.result == 0)
+        else
             atomic_store(&d->recovered, sector + length / RL_SECTOR); /* I5: the stripe lock is held */
     }
+    return 0;
 }
 
 static int recover_stripe(struct request *rq, struct workspace *w, uint64_t sector, uint64_t *sectors)
@@ -256,7 +262,7 @@ static int recover_stripe(struct request *rq, struct workspace *w, uint64_t sect
     for (unsigned i = 0; rc == 0 && i < st.nd + st.np; i++) {
         int32_t slot = st.slot_of[i];
         if (want[i])
-            write_targets(rq, (int32_t[]){a->slot_device[slot], a->replacement[slot]}, 2, w->block[i], sector, *sectors * RL_SECTOR);
+            rc = write_targets(rq, (int32_t[]){a->slot_device[slot], a->replacement[slot]}, 2, w->block[i], sector, *sectors * RL_SECTOR);
     }
     pthread_mutex_unlock(rl_stripe_lock(a, st.number));
     return rc;
@@ -287,7 +293,7 @@ static int recover_copy(struct request *rq, struct workspace *w, uint32_t slot, 
         pthread_mutex_lock(rl_stripe_lock(a, region));
         rc = rl_mirror_fetch(rq, block, step * RL_SECTOR, from * RL_SECTOR);
         if (rc == 0)
-            write_targets(rq, devices, 2, block, sector + done, step * RL_SECTOR);
+            rc = write_targets(rq, devices, 2, block, sector + done, step * RL_SECTOR);
         pthread_mutex_unlock(rl_stripe_lock(a, region));
         if (rc)
             return rc;
@@ -361,13 +367,14 @@ static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t s
 /* One page of a stripe whose parity does not agree. With two parities or more the code names the block that lies, if one block alone explains it: that is rewritten.
  * Else the data stay as they are and parity is computed from them (and always in a resync, where it is what a crash left undone). */
 static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, struct workspace *w, uint64_t at, uint64_t length,
-                     uint64_t sector, bool all_parity)
+                     uint64_t sector, bool all_parity, bool whole)
 {
     rl_array *a = s->a;
     const void *stored[RL_PARITY_MAX], *computed[RL_PARITY_MAX];
     void *blocks[RL_VECTOR_MAX];
     int liar = -2, rc = 0;
-    bool mend = s->kind != RL_SYNC_CHECK;
+    /* with data lost, it cannot be told which parity lies: a repair leaves the evidence, a resync has to go by the first */
+    bool mend = s->kind == RL_SYNC_RESYNC || (s->kind == RL_SYNC_REPAIR && whole);
     for (unsigned p = 0; p < st->np; p++) {
         stored[p] = (char *)w->block[st->nd + p] + at;
         computed[p] = (char *)w->fresh[p] + at;
@@ -390,17 +397,18 @@ static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, st
     return rl_is_space_error(rc) ? rc : 0;
 }
 
-/* What can be compared: all data must be there, and one parity at least. */
-static bool comparable(const rl_array *a, const struct stripe *st, uint64_t sector, uint64_t sectors, uint8_t *want)
+/* What can be compared: with all data there, every parity; with some lost, the parities that are not needed to compute those. */
+static bool comparable(const rl_array *a, const struct stripe *st, uint64_t sector, uint64_t sectors, uint8_t *want, bool *whole)
 {
     unsigned parities = 0, lost = 0;
     for (unsigned i = 0; i < st->nd + st->np; i++) {
         bool there = st->slot_of[i] >= 0 && rl_device_for_read(a, (uint32_t)st->slot_of[i], sector, sectors) >= 0;
-        want[i] = there;
+        want[i] = i < st->nd ? st->slot_of[i] >= 0 : there;
         lost += i < st->nd && st->slot_of[i] >= 0 && !there;
         parities += i >= st->nd && there;
     }
-    return lost == 0 && parities > 0;
+    *whole = lost == 0;
+    return parities > lost;
 }
 
 static int compare_stripe(rl_sync *s, struct request *rq, struct workspace *w, const struct stripe *st, uint64_t low, uint64_t sectors)
@@ -409,8 +417,8 @@ static int compare_stripe(rl_sync *s, struct request *rq, struct workspace *w, c
     uint64_t sector = st->number * a->g.chunk_sectors + low, length = sectors * RL_SECTOR;
     uint8_t want[RL_VECTOR_MAX];
     void *blocks[RL_VECTOR_MAX] = {0};
-    bool all_parity = true;
-    if (!comparable(a, st, sector, sectors, want))
+    bool all_parity = true, whole = true;
+    if (!comparable(a, st, sector, sectors, want, &whole))
         return 0;
     int rc = rl_stripe_fetch(rq, st, w, low * RL_SECTOR, length, 0, want, RL_IO_DEVICE);
     for (unsigned i = 0; rc == 0 && i < st->nd + st->np; i++) {
@@ -428,7 +436,7 @@ static int compare_stripe(rl_sync *s, struct request *rq, struct workspace *w, c
         for (unsigned p = 0; p < st->np; p++)
             differs |= want[st->nd + p] && memcmp((char *)w->fresh[p] + at, (char *)w->block[st->nd + p] + at, step) != 0;
         if (differs)
-            rc = mend_page(s, rq, st, w, at, step, sector + at / RL_SECTOR, all_parity);
+            rc = mend_page(s, rq, st, w, at, step, sector + at / RL_SECTOR, all_parity && whole, whole);
     }
     return rc;
 }
@@ -502,8 +510,10 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
                 continue;
             differ++;
             last = i;
-            if (s->kind != RL_SYNC_CHECK)
-                rc = write_block(rq, there[i].slot, (char *)w->block[good] + at, there[i].sector + at / RL_SECTOR, step);
+            int written = s->kind == RL_SYNC_CHECK
+                              ? 0
+                              : write_block(rq, there[i].slot, (char *)w->block[good] + at, there[i].sector + at / RL_SECTOR, step);
+            rc = rc ? rc : written;
         }
         if (differ)
             note_mismatch(s, from + at / RL_SECTOR, step / RL_SECTOR, differ == 1 && 2 * votes > n ? (int32_t)there[last].slot : -1,

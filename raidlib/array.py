@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import creation, runtime
+from .advice import advise
 from .assembly import Assembly, Candidate, Plan, judge
-from .engine import BlockDevice, buffer_of, check, ffi, lib
-from .errors import BusyError, NoSuperblockError, ReadOnlyError, RefusedError, UnsupportedError, UsageError
+from .engine import BlockDevice, buffer_of, check, ffi, last_error, lib
+from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
 from .jobs import Job
 from .member import (
     VERSIONS,
@@ -198,17 +199,21 @@ def create(
         assume_clean=assume_clean,
     )
     notes: list[str] = []
-    made: list[str] = []
+    used = None if folder or size is None else parse_size(size)
     if folder:
-        made, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
-        given = list(made)
-    try:
-        _write_members(given, shape, None if folder or size is None else parse_size(size), force)
-        array = open(given, run=True)
-    except BaseException:
-        for path in made:
-            os.unlink(path)
-        raise
+        paths, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
+        try:
+            _write_members([path + creation.NEW for path in paths], shape, used, force)
+            creation.put_in_place(paths)
+        except BaseException:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + creation.NEW)
+            raise
+        given = list(paths)
+    else:
+        _write_members(given, shape, used, force)
+    array = open(given, run=True)
     array.notes += notes + _shared_devices(given)
     return array
 
@@ -304,14 +309,22 @@ class Array:
             keep.append(pairs)
             device.bad_blocks, device.bad_block_count = pairs, len(candidate.bad_blocks)
 
-    def _start(self) -> None:
-        """The service thread, and the job that the array was left with."""
+    def _start(self) -> None:  # the service thread, and the job that the array was left with
         if self.read_only:
             return
-        self._service = threading.Thread(target=lib.rl_array_run, args=(self._handle,), name="raidlib service", daemon=True)
+        self._service = threading.Thread(target=self._serve, name="raidlib service", daemon=True)
         self._service.start()
         with self._admin:
-            self._next_job()
+            self._use_spare()
+
+    def _serve(self) -> None:
+        """The service thread: in the engine, but when a member failed and a spare is there."""
+        while lib.rl_array_run(self._handle) == 1:  # not from this thread, for which close() waits
+            threading.Thread(target=self._fill_slots, name="raidlib spares", daemon=True).start()
+
+    def _fill_slots(self) -> None:
+        with contextlib.suppress(RaidError), self._admin:  # closed meanwhile; or the next failure, or the status, will tell
+            self._use_spare()
 
     # -- what it is
 
@@ -515,15 +528,23 @@ class Array:
             try:
                 self._refuse_new(opened, force)
                 sb = self._new_superblock(opened)
-                index = ffi.new("uint32_t *")
                 with self._use() as handle:
-                    check(lib.rl_array_add(handle, opened.handle.pointer, sb, index))
+                    self._add_to_engine(handle, opened, sb)
             except BaseException:
-                with contextlib.suppress(BusyError):
-                    opened.close()
+                opened.close()
                 raise
             self._members.append(opened)
+            creation.clear_badblock_log(sb, opened)
             return self._use_spare()
+
+    def _add_to_engine(self, handle: Any, opened: Member, sb: Any) -> None:
+        result = lib.rl_array_add(handle, opened.handle.pointer, sb, ffi.new("uint32_t *"))
+        if result < 0:
+            status = ffi.new("struct rl_array_status *")
+            problem = from_errno(-result, last_error()[2])
+            lib.rl_array_status(handle, status)
+            self._members += [None] * (status.device_count - len(self._members))  # the number of one that could not be written is used up
+            raise problem
 
     re_add = add  # a full rebuild, until there is a bitmap to shorten it
 
@@ -571,7 +592,7 @@ class Array:
         reserved = like.super_offset - like.data_offset - like.data_size  # 1.0: what lies between the data and the superblock
         room = sectors - like.data_offset if like.version in (101, 102) else at - like.data_offset - max(reserved, 0)
         like.devflags = like.corrected_reads = 0
-        creation.prepare_device(like, opened, like.data_offset, at, max(room, 0), like.size_sectors)
+        creation.prepare_device(like, like.data_offset, at, max(room, 0), like.size_sectors)
         return like
 
     def replace(self, member: int | MemberSource, new: MemberSource) -> Job | None:
@@ -696,7 +717,7 @@ class Array:
             corrected_reads=raw.corrected_reads,
             members=members,
             job=self._job.status() if self._job else None,
-            advice=_advice(state, raw, self.level, [m for m in members if m.state in (MemberState.FAULTY, MemberState.STALE)]),
+            advice=advise(self.level, state, raw.slots_missing, raw.lost_more, raw.resync_sectors != MAX_SECTOR, members),
             notes=list(self.notes),
         )
 
@@ -774,27 +795,6 @@ class Array:
 
     def __repr__(self) -> str:
         return f"<raidlib.Array {self.name} {self.level} of {self.raid_devices}, {format_size(self.size)}>"
-
-
-def _advice(state: State, raw: Any, level: Level, out: Sequence[MemberStatus]) -> str:
-    """What can still be lost, and what to do: one or two sentences for someone who is afraid."""
-    gone = f" Out of it: {', '.join(f'{m.path} ({m.reason})' for m in out)}." if out else ""
-    if state is State.FAILED:
-        way = "Do not create or zero anything: bring back a lost member, and try `raidlib assemble` for what is possible."
-        return f"More members are lost than {level} bears. {way}{gone}"
-    if level <= 0:
-        return f"All data are there. {level} has no redundancy: the loss of any member loses the array."
-    more = f"{raw.lost_more or 'No'} more member{'s' if raw.lost_more > 1 else ''} may be lost"
-    hole = ""
-    if level in (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS):
-        crash = "A crash while writing leaves parity to be resynced"
-        hole = f" {crash}, and a member lost before that is done can cost stripes that were being written."
-    if raw.slots_missing:
-        missing = f"{raw.slots_missing} member{'s' if raw.slots_missing > 1 else ''} missing"
-        return f"All data are there, with {missing}. {more}: add a new member soon.{gone}{hole}"
-    if raw.resync_sectors != MAX_SECTOR:
-        return f"All data are there. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
-    return f"All data are there. {more} without loss.{gone}{hole}"
 
 
 __all__ = ["Array", "BlockDevice", "RawArray", "create", "examine", "open", "plan", "resolve", "zero_superblock"]

@@ -40,6 +40,7 @@ class Candidate:
     recovered: int = MAX_SECTOR  # sectors
     reason: str = ""
     bad_blocks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    fit: bool = True  # large enough
 
     @property
     def used(self) -> bool:
@@ -209,12 +210,15 @@ def _place(c: Candidate, freshest: Candidate, force: bool) -> None:
     """Slot and state of one candidate by its own superblock and the freshest (md-format.md 6.1, 6.2)."""
     sb, best = c.sb, freshest.sb
     kind, slot = role_of(sb)
-    top = best.raid_disks - min(0, best.delta_disks)
+    shrinking = best.feature_map & lib.RL_FEATURE_RESHAPE
+    top = min(best.raid_disks - (min(0, best.delta_disks) if shrinking else 0), lib.RL_SLOTS_MAX)
     differs = [name for name in ("level", "layout", "chunk_sectors", "ctime_s", "version") if getattr(sb, name) != getattr(best, name)]
     if sb.raid_disks != best.raid_disks and not (sb.feature_map | best.feature_map) & lib.RL_FEATURE_RESHAPE:
         differs.append("raid_disks")
     if differs:
         c.reason = f"its superblock describes another shape of the array ({', '.join(differs)} differ from {freshest.member.path})"
+    elif sb.dev_number >= lib.RL_SB_DEVS_MAX:
+        c.reason = f"its device number {sb.dev_number} is out of range"
     elif kind == "journal":
         c.state = MemberState.JOURNAL
     elif kind == "faulty":
@@ -223,10 +227,10 @@ def _place(c: Candidate, freshest: Candidate, force: bool) -> None:
         c.state = MemberState.SPARE
     elif sb.events + 1 < best.events:
         c.slot, c.reason = slot, f"stale: event count {sb.events}, the freshest has {best.events}"
-    elif sb.events < best.events and best.dev_roles[sb.dev_number] >= lib.RL_ROLE_MAX:
+    elif c is not freshest and best.dev_roles[sb.dev_number] >= lib.RL_ROLE_MAX:
         c.state, c.slot, c.reason = MemberState.FAULTY, slot, "the others say that it has failed"
-    elif not force and sb.events < best.events and not _knows(sb, freshest):
-        c.slot, c.reason = slot, f"it says that {freshest.member.path} has failed, and is older: the two were used apart (split brain)"
+    elif not force and c is not freshest and not _knows(sb, freshest):
+        c.slot, c.reason = slot, f"it says that {freshest.member.path} has failed: the two were used apart (split brain)"
     else:
         c.slot = best.dev_roles[sb.dev_number] if sb.events < best.events else slot
         c.state = {"active": MemberState.IN_SYNC, "rebuilding": MemberState.REBUILDING, "replacement": MemberState.REPLACEMENT}[kind]
@@ -252,6 +256,10 @@ def _resolve_conflicts(plan: Plan) -> None:
             winner = by_slot.setdefault(c.slot, c)
             if winner is not c:
                 c.state, c.reason = MemberState.STALE, f"slot {c.slot} is held by {winner.member.path}, which is as fresh or fresher"
+    numbers: dict[int, Candidate] = {}
+    for c in sorted(plan.candidates, key=lambda c: c.state is MemberState.SPARE):
+        if c.used and numbers.setdefault(c.sb.dev_number, c) is not c:
+            c.state, c.reason = MemberState.STALE, f"its device number is that of {numbers[c.sb.dev_number].member.path} now"
     mains = {c.slot for c in plan.candidates if c.state in (MemberState.IN_SYNC, MemberState.REBUILDING)}
     for c in plan.candidates:
         if c.state is MemberState.REPLACEMENT and c.slot not in mains:
@@ -299,9 +307,11 @@ def _make_geometry(plan: Plan, force: bool) -> None:
 
 def _check_sizes(plan: Plan) -> None:
     for c in plan.candidates:
-        needed = c.sb.data_offset + (plan.geometry.used_sectors if c.sb.level > 0 else c.sb.data_size)
-        if c.used and c.state is not MemberState.SPARE and c.member.size < needed * SECTOR:
-            c.state, c.reason = MemberState.FAULTY, f"truncated: {c.member.size} bytes, the array needs {needed * SECTOR}"
+        used = plan.geometry.used_sectors if c.sb.level > 0 else c.sb.data_size
+        needed = c.sb.data_offset + used
+        if c.used and (c.member.size < needed * SECTOR or c.sb.data_size < used):
+            c.state, c.reason = MemberState.FAULTY, f"too small: {c.member.size} bytes, the array needs {needed * SECTOR}"
+            c.fit = False
 
 
 def _missing_words(plan: Plan, slots: list[int]) -> str:
@@ -323,7 +333,8 @@ def _enough(plan: Plan, candidates: Iterable[Candidate]) -> bool:
 def _promote(plan: Plan) -> None:
     """--force: the least stale members are taken as they are until there are enough (md-format.md 6.3 a)."""
     stale = sorted(
-        (c for c in plan.candidates if not c.used and c.slot is not None and role_of(c.sb)[0] == "active"), key=lambda c: -c.sb.events
+        (c for c in plan.candidates if not c.used and c.fit and c.slot is not None and role_of(c.sb)[0] == "active"),
+        key=lambda c: -c.sb.events,
     )
     while stale and not _enough(plan, _in_sync(plan)):
         events = stale[0].sb.events
@@ -331,6 +342,8 @@ def _promote(plan: Plan) -> None:
             c = stale.pop(0)
             if c.slot not in {other.slot for other in _in_sync(plan)}:
                 c.state, c.reason = MemberState.IN_SYNC, f"taken by force: {c.reason}"
+                c.bad_blocks = read_bad_blocks(c.member, c.sb)
+    _refuse_features(plan)
 
 
 def _decide_start(plan: Plan, force: bool) -> None:

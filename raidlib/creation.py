@@ -155,7 +155,8 @@ def refuse_content(member: Member, force: bool) -> None:
     if force or member.is_blank():
         return
     try:
-        uuid = uuid_text(bytes(ffi.buffer(read_superblock(member).set_uuid)))
+        sb = read_superblock(member)
+        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
     except UsageError:
         uuid = ""
     found = f"a superblock of array {uuid}" if uuid else ""
@@ -166,14 +167,22 @@ def refuse_content(member: Member, force: bool) -> None:
         raise RefusedError(f"{member.path} holds {found}, which would be lost; --yes (force=True) overwrites it", members=[member.path])
 
 
+NEW = ".new"  # what member files are called until they are whole
+
+
 def make_files(folder: str, count: int, size: int, preallocate: bool, force: bool) -> tuple[list[str], list[str]]:
-    """Makes the member files of an array directory. Returns their paths, and notes for the user."""
+    """Makes the member files of an array directory, each named path + NEW until `put_in_place`. Returns the paths, and notes for the user.
+
+    Files that are there already (force) stay as they are until then; one that is in use is refused.
+    """
     if size <= 0:
         raise UsageError("--size (the size of each member file) is needed to make the members of an array directory")
     paths = [os.path.join(folder, f"member-{number}.img") for number in range(count)]
     there = [path for path in paths if os.path.lexists(path)]
     if there and not force:
         raise RefusedError(f"{there[0]} exists already; --yes (force=True) overwrites it, or take another directory", members=there)
+    for path in there:
+        Member.open(path).close()  # BusyError if someone has it
     os.makedirs(folder, exist_ok=True)
     space = os.statvfs(folder)
     free, notes, made = space.f_bavail * space.f_frsize, [], []
@@ -184,8 +193,8 @@ def make_files(folder: str, count: int, size: int, preallocate: bool, force: boo
         notes.append(words + ": writes will fail once it is full")
     try:
         for path in paths:
-            with open(path, "wb") as file:
-                made.append(path)
+            with open(path + NEW, "wb") as file:
+                made.append(path + NEW)
                 file.truncate(size)
                 if preallocate:
                     os.posix_fallocate(file.fileno(), 0, size)
@@ -194,6 +203,12 @@ def make_files(folder: str, count: int, size: int, preallocate: bool, force: boo
             os.unlink(path)
         raise NoSpaceError(f"{folder}: {error.strerror}", errno=error.errno) from None
     return paths, notes
+
+
+def put_in_place(paths: Sequence[str]) -> None:
+    """The new member files take their names."""
+    for path in paths:
+        os.rename(path + NEW, path)
 
 
 def _template(spec: Spec, dev_sectors: int, count: int, clean: bool) -> Any:
@@ -216,20 +231,25 @@ def _template(spec: Spec, dev_sectors: int, count: int, clean: bool) -> Any:
     return sb
 
 
-def _place_badblock_log(sb: Any, member: Member, dev_sectors: int) -> None:
-    """Eight sectors where mdadm puts them, filled as mdadm fills them (no entry)."""
+def _place_badblock_log(sb: Any, dev_sectors: int) -> None:
+    """Eight sectors where mdadm puts them."""
     offset = -8 if sb.version == 100 else 8 + _bitmap_space(dev_sectors)
     if sb.version != 100 and sb.super_offset + offset + 8 > sb.data_offset:
         return
     sb.bblog_offset, sb.bblog_sectors = offset, 8
-    member.handle.pwrite(b"\xff" * 4096, (sb.super_offset + offset) * SECTOR)
 
 
-def prepare_device(sb: Any, member: Member, data_offset: int, super_offset: int, room: int, dev_sectors: int) -> None:
-    """Fills in what is a member's own in its superblock, and lays out its bad-block log."""
+def clear_badblock_log(sb: Any, member: Member) -> None:
+    """Fills the log as mdadm does: no entry."""
+    if sb.bblog_offset:
+        member.handle.pwrite(b"\xff" * 4096, (sb.super_offset + sb.bblog_offset) * SECTOR)
+
+
+def prepare_device(sb: Any, data_offset: int, super_offset: int, room: int, dev_sectors: int) -> None:
+    """Fills in what is a member's own in its superblock."""
     sb.data_offset, sb.super_offset, sb.data_size = data_offset, super_offset, room
     ffi.memmove(sb.device_uuid, uuid_module.uuid4().bytes, 16)
-    _place_badblock_log(sb, member, dev_sectors)
+    _place_badblock_log(sb, dev_sectors)
 
 
 def _check_clean(spec: Spec, members: Sequence[Member | None], blank: bool) -> bool:
@@ -278,7 +298,8 @@ def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | 
         if member is not None:
             at, room = next(places)
             sb.dev_number = number
-            prepare_device(sb, member, data_offset, at, room, dev_sectors)
+            prepare_device(sb, data_offset, at, room, dev_sectors)
+            clear_badblock_log(sb, member)
             write_superblock(member, sb)
 
 

@@ -70,7 +70,9 @@ class Member:
                 _lock(fd, path, read_only)
             if direct:
                 direct = _set_direct(fd)
-            member = cls(MemberHandle.from_fd(fd, path, read_only=read_only, direct=direct), path, fd=fd, read_only=read_only)
+            # the engine looks again at the path each second, wherever the process is by then
+            handle = MemberHandle.from_fd(fd, os.path.abspath(path), read_only=read_only, direct=direct)
+            member = cls(handle, path, fd=fd, read_only=read_only)
             member.direct = direct
             return member
         except OSError as error:

@@ -1,0 +1,307 @@
+"""Failures at the wrong moment: before a settlement, in a degraded stripe, in the middle of a flush. Each was a bug once."""
+
+import errno
+import os
+import random
+import threading
+import time
+
+import oracle
+import pytest
+from test_array import Disk, data_offset, edit, states
+
+import raidlib
+from raidlib import errors
+
+
+class Hooked(Disk):
+    """A Disk that asks a hook before each write."""
+
+    hook = None
+
+    def pwrite(self, data, offset):
+        if self.hook:
+            self.hook(data, offset)
+        super().pwrite(data, offset)
+
+
+def fail_with(error, *, above=0, after_s=0.0):
+    def hook(_data, offset):
+        if offset >= above:
+            time.sleep(after_s)
+            raise OSError(error, os.strerror(error))
+
+    return hook
+
+
+def make(level, n, chunk="16K", size=4 << 20):
+    disks = [Hooked(size) for _ in range(n)]
+    array = raidlib.create(disks, level=level, chunk=None if level == 1 else chunk, assume_clean=True)
+    content = random.Random(level).randbytes(array.size)
+    array.pwrite(content, 0)
+    array.flush()
+    return array, disks, bytearray(content)
+
+
+@pytest.mark.parametrize(("level", "n", "other"), [(5, 3, 16384), (1, 2, 200), (10, 4, 200)])
+def test_a_write_whose_failure_is_not_settled_yet_is_not_overwritten(level, n, other):
+    """I1: a second write, which waits for the same region, reads the member that failed under the first."""
+    array, disks, _content = make(level, n)
+    disks[0].hook = fail_with(errno.EIO, above=data_offset(disks[0]), after_s=0.3)
+    first = threading.Thread(target=array.pwrite, args=(b"1" * 100, 0))
+    first.start()
+    time.sleep(0.1)
+    array.pwrite(b"2" * 100, other)
+    first.join()
+    assert array.pread(100, 0) == b"1" * 100
+    assert array.pread(100, other) == b"2" * 100
+    assert states(array)[0] == "removed"
+    array.close()
+
+
+def test_clean_is_not_recorded_while_a_failed_write_is_open():
+    """I3, with a failure that takes longer than the idle time."""
+    array, disks, _content = make(1, 2)
+    array.pwrite(b"x", 0)
+    seen = []
+
+    def watch(data, offset):
+        if offset == 4096:
+            block = oracle.parse_superblock(bytes(4096) + bytes(data) + bytes(4 << 20))
+            seen.append((block.clean, block.roles[1]))
+
+    disks[0].hook = watch
+    disks[1].hook = fail_with(errno.EIO, above=4097, after_s=0.5)
+    array.pwrite(b"N" * 4096, 0)
+    array.close()
+    assert seen and (True, 1) not in seen
+
+
+@pytest.mark.parametrize(("level", "n", "lost"), [(5, 3, 1), (4, 4, 1), (6, 4, 2)])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_write_that_fails_in_a_degraded_stripe_changes_nothing_else(level, n, lost, error):
+    """I10: what can only be computed still computes to what was acknowledged."""
+    array, disks, content = make(level, n)
+    for slot in range(lost):
+        array.fail(slot)
+    for chunk in range(8):
+        disks[lost].write_error = error
+        at = chunk * 16384
+        try:
+            array.pwrite(b"N" * 4096, at)
+            content[at : at + 4096] = b"N" * 4096
+        except errors.ArrayIOError:
+            pass
+        disks[lost].write_error = 0
+        got = array.pread(array.size, 0)
+        assert got[:at] == content[:at] and got[at + 4096 :] == content[at + 4096 :]
+        content[at : at + 4096] = got[at : at + 4096]
+    array.close()
+
+
+def test_no_space_in_a_whole_array_leaves_parity_that_fits_or_a_resync():
+    array, disks, content = make(5, 3)
+    disks[1].write_error = errno.ENOSPC
+    refused = []
+    for chunk in range(6):
+        try:
+            array.pwrite(b"N" * 4096, chunk * 16384)
+            content[chunk * 16384 : chunk * 16384 + 4096] = b"N" * 4096
+        except errors.NoSpaceError:
+            refused.append(chunk * 16384)
+    disks[1].write_error = 0
+    assert refused and array.status().resync_offset is not None
+    array.fail(0)
+    got = array.pread(array.size, 0)
+    assert [at for at in range(0, array.size, 4096) if got[at : at + 4096] != content[at : at + 4096] and at not in refused] == []
+    array.close()
+
+
+def test_halves_with_equal_counts_are_not_mixed(tmp_path):
+    raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="8M").close()
+    paths = sorted((tmp_path / "a").iterdir())
+    for number, path in enumerate(paths):
+        with raidlib.open([path], run=True) as array:
+            array.pwrite(bytes([65 + number]) * 8192, 0)
+    assert raidlib.examine(paths[0]).events == raidlib.examine(paths[1]).events
+    with raidlib.open(paths, run=True) as array:
+        assert sorted(states(array).values()) == ["in_sync", "removed"]
+
+
+def test_a_checkpoint_is_never_ahead_of_a_flush():
+    """I5: the power goes in the middle of the flush of a superblock that a user's write caused during a rebuild; that one block arrived."""
+
+    class Volatile(Hooked):
+        def __init__(self, size):
+            super().__init__(size)
+            self.stable, self.cut = bytes(size), None
+
+        def flush(self):
+            if self.cut is not None:
+                self.cut()
+            self.stable = bytes(self.data)
+
+    disks = [Volatile(32 << 20) for _ in range(3)]
+    array = raidlib.create(disks, level=5, chunk="64K", assume_clean=True)
+    content = random.Random(3).randbytes(array.size)
+    array.pwrite(content, 0)
+    array.flush()
+    array.fail(1)
+    new, crashed = Volatile(32 << 20), []
+    job = array.add(new)
+    job.set_speed(maximum=3 << 20)
+    time.sleep(0.6)
+    job.pause()
+    time.sleep(0.3)
+
+    def cut():
+        if not crashed:
+            arrived = new.stable[:4096] + bytes(new.data[4096:8192]) + new.stable[8192:]
+            crashed.extend([bytes(disks[0].stable), bytes(disks[2].stable), arrived])
+
+    new.cut = cut
+    array.pwrite(content[:4096], 0)
+    new.cut = None
+    with raidlib.open([Disk(32 << 20, content=image) for image in crashed], mode="r", run=True, force=True) as after:
+        assert after.pread(after.size, 0) == content
+    array.close()
+
+
+def test_a_member_lost_during_a_resync_does_not_hide_a_stale_q():
+    disks = [Hooked(8 << 20) for _ in range(5)]
+    array = raidlib.create(disks, level=6, chunk="16K", assume_clean=True)
+    content = random.Random(3).randbytes(array.size)
+    array.pwrite(content, 0)
+    array.close()
+    start = data_offset(disks[0])
+    for stripe in range(100, 350):  # a crash: all but Q had arrived
+        at = start + stripe * 16384
+        disks[(5 - stripe % 5) % 5].data[at : at + 4096] = bytes(4096)
+    for disk in disks:
+        edit(disk, resync_offset=0)
+    array = raidlib.open(disks)
+    array.job.set_speed(maximum=1 << 20)
+    array.job.pause()
+    array.fail(0)
+    array.job.set_speed()
+    array.job.resume()
+    array.job.wait()
+    array.add(Hooked(8 << 20)).wait()
+    array.check().wait()
+    assert array.status().mismatch_count == 0
+    array.fail(1)
+    array.fail(2)
+    assert array.pread(array.size, 0) == content
+    array.close()
+
+
+def test_copies_that_may_differ_are_read_as_the_resync_will_leave_them(tmp_path):
+    array = raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="64M")
+    array.pwrite(b"A" * array.size, 0)
+    array.close()
+    paths = sorted((tmp_path / "a").iterdir())
+    at = 33 << 20
+    for path in paths:
+        edit(path, resync_offset=0)
+    with paths[1].open("r+b") as file:
+        file.seek(raidlib.examine(paths[1]).data_offset + at)
+        file.write(b"B" * 65536)
+    with raidlib.open(paths) as array:
+        array.job.set_speed(maximum=2 << 20)
+        before = array.pread(65536, at)
+        array.job.set_speed()
+        array.job.wait()
+        assert array.pread(65536, at) == before
+
+
+def test_no_space_for_a_rebuild_ends_it():
+    for level, n in ((1, 2), (5, 3)):
+        array, _disks, _content = make(level, n)
+        array.fail(1)
+        new = Hooked()
+        new.hook = fail_with(errno.ENOSPC, above=2 << 20)
+        with pytest.raises(errors.NoSpaceError):
+            array.add(new).wait(20)
+        assert states(array)[1] == "rebuilding"
+        array.close()
+
+
+def test_a_member_that_cannot_take_its_superblock_was_never_in():
+    array, _disks, content = make(5, 3)
+    array.fail(1)
+    bad = Hooked()
+    bad.flush_error = errno.EIO
+    with pytest.raises(errors.ArrayIOError):
+        array.add(bad)
+    array.add(Hooked()).wait()
+    assert set(states(array).values()) == {"in_sync"}
+    array.fail(2)
+    assert array.pread(array.size, 0) == content
+    array.close()
+
+
+def test_a_spare_steps_in_for_a_member_that_dies_by_itself():
+    disks = [Hooked() for _ in range(4)]
+    array = raidlib.create(disks, level=5, spare_devices=1, chunk="16K", assume_clean=True)
+    array.pwrite(b"x" * array.size, 0)
+    disks[1].write_error = errno.EIO
+    array.pwrite(b"y" * 100000, 0)
+    for _ in range(100):
+        if set(states(array).values()) == {"in_sync"}:
+            break
+        time.sleep(0.05)
+    assert set(states(array).values()) == {"in_sync"}
+    array.close()
+
+
+def test_the_working_directory_may_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with raidlib.create("a", level=1, raid_devices=2, size="8M") as array:
+        monkeypatch.chdir("/")
+        time.sleep(1.5)  # a heartbeat
+        assert set(states(array).values()) == {"in_sync"}
+
+
+def test_an_array_in_use_is_not_created_over(tmp_path):
+    with raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="8M") as array:
+        array.pwrite(b"precious", 0)
+        with pytest.raises(errors.BusyError):
+            raidlib.create(tmp_path / "a", level=5, raid_devices=3, size="8M", force=True)
+        assert array.pread(8, 0) == b"precious"
+    with pytest.raises(errors.UsageError):
+        raidlib.create(tmp_path / "a", level=5, raid_devices=3, size="1M", force=True)
+    with raidlib.open(tmp_path / "a") as array:
+        assert array.pread(8, 0) == b"precious"
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["member-0.img", "member-1.img"]
+
+
+@pytest.mark.parametrize("number", [0, 2, 1921, 0xFFFFFFFF])
+def test_a_spare_with_a_bad_number_is_left_out(tmp_path, number):
+    raidlib.create(tmp_path / "a", level=5, raid_devices=3, spare_devices=1, size="8M", chunk="16K").close()
+    edit(tmp_path / "a" / "member-3.img", dev_number=number, role0=0xFFFF, role2=0xFFFF)
+    with raidlib.open(tmp_path / "a") as array:
+        array.pwrite(b"y" * 4096, 0)
+        assert array.pread(4096, 0) == b"y" * 4096
+        assert set(states(array).values()) == {"in_sync"}
+        assert [m.state for m in array.status().members if m.slot is None] == ["stale"]
+
+
+def test_data_inside_the_superblock_are_read_only(tmp_path):
+    array = raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="8M")
+    array.close()
+    paths = sorted((tmp_path / "a").iterdir())
+    for path in paths:
+        edit(path, data_offset=9, bblog_offset=0, bblog_sectors=0)
+    with pytest.raises(errors.UsageError, match="inside the superblock"):
+        raidlib.open(paths)
+    with raidlib.open(paths, mode="r") as array:
+        array.pread(4096, 0)
+
+
+def test_a_refused_add_writes_nothing(tmp_path):
+    raidlib.create(tmp_path / "a", level=0, raid_devices=2, size="8M").close()
+    new = tmp_path / "new.img"
+    new.write_bytes(b"z" * (8 << 20))
+    with raidlib.open(tmp_path / "a") as array, pytest.raises(errors.UsageError, match="no redundancy"):
+        array.add(new)
+    assert new.read_bytes() == b"z" * (8 << 20)
