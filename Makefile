@@ -29,7 +29,8 @@ test: packages-test
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: build
+demo: packages-demo
+	@$(MAKE) built
 	@$(BIN)/raidlib demo
 
 bench: packages-bench
