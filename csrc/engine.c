@@ -216,6 +216,7 @@ void rl_device_out(rl_array *a, uint32_t device, const char *why)
         rl_member_trouble(d->member, d->reason, sizeof d->reason);
     rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, d->reason);
     d->state = RL_DEVICE_FAULTY;
+    d->last_slot = d->slot;
     d->slot = -1;
     count_uneven(a);
 }
@@ -327,6 +328,7 @@ static int take_device(rl_array *a, const struct rl_device_config *c, uint32_t i
     d->sb = *c->superblock;
     d->state = c->state;
     d->slot = c->slot;
+    d->last_slot = -1;
     d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
     atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
     if (c->bad_block_count) {
@@ -725,6 +727,7 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
         const struct device *d = a->devices[device];
         *out = (struct rl_device_status){.state = d->lost ? RL_DEVICE_FAULTY : d->state,
                                          .slot = d->slot,
+                                         .last_slot = d->last_slot,
                                          .dev_number = d->sb.dev_number,
                                          .recovered_sectors = atomic_load(&d->recovered),
                                          .read_errors = atomic_load(&d->read_errors),

@@ -104,6 +104,7 @@ struct device {
     struct rl_superblock sb;  /* its own fields; the array-wide ones are stamped in at each commit */
     uint32_t state;           /* RL_DEVICE_*; config lock */
     int32_t slot;             /* config lock */
+    int32_t last_slot;        /* config lock: where it was before it was out, or -1 */
     _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
     uint64_t durable;           /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
     uint64_t *bad;            /* pairs {first, sectors} relative to data_offset, sorted */

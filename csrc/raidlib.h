@@ -353,7 +353,7 @@ void rl_array_status(rl_array *array, struct rl_array_status *out);
 
 struct rl_device_status {
     uint32_t state;
-    int32_t slot;
+    int32_t slot, last_slot; /* last_slot: where a faulty one was, or -1 */
     uint32_t dev_number;
     uint64_t recovered_sectors;
     uint64_t read_errors, corrected_reads;

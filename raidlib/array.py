@@ -465,19 +465,19 @@ class Array:
         return found
 
     def _find(self, member: int | MemberSource) -> int:
-        """The engine's index of a slot's device, or of a path's."""
-        for index, status in reversed(self._devices()):
-            opened = self._members[index]
-            if opened is None:
-                continue
-            in_slot = status.slot == member and status.state != lib.RL_DEVICE_REPLACEMENT
-            if in_slot if isinstance(member, int) else self._is(opened, member):
-                return int(index)
-        if isinstance(member, int):
+        """The engine's index of a path's device, or of a slot's: the one in it, or else the last that failed in it."""
+        there = [(index, status, opened) for index, status in self._devices() if (opened := self._members[index]) is not None]
+        if not isinstance(member, int):
+            hits = [index for index, _status, opened in there if self._is(opened, member)]
+            if not hits:
+                names = ", ".join(opened.path for _index, _status, opened in there)
+                raise UsageError(f"{member} is not a member of the array; its members are {names}", members=[str(member)])
+            return hits[-1]
+        hits = [index for index, status, _opened in there if status.last_slot == member]
+        hits += [index for index, status, _opened in there if status.slot == member and status.state != lib.RL_DEVICE_REPLACEMENT]
+        if not hits:
             raise UsageError(f"slot {member} has no member (slots go from 0 to {self.raid_devices - 1})")
-        raise UsageError(
-            f"{member} is not a member of the array; its members are {', '.join(m.path for m in self._members if m)}", members=[str(member)]
-        )
+        return hits[-1]
 
     @staticmethod
     def _is(opened: Member, source: MemberSource) -> bool:
@@ -749,7 +749,7 @@ class Array:
                     read_errors=status.read_errors,
                     corrected_reads=status.corrected_reads,
                     bad_blocks=status.bad_block_count,
-                    reason=ffi.string(status.reason).decode(errors="replace"),
+                    reason=ffi.string(status.reason).decode(errors="replace").removeprefix(f"{os.path.abspath(opened.path)} "),
                 )
             )
         full = {m.slot for m in found if m.state is not MemberState.REPLACEMENT}

@@ -349,7 +349,15 @@ def sort_out(source: Source) -> tuple[list[MemberSource], list[MemberStatus]]:
             raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
         return found, damaged
     if isinstance(source, Sequence):
-        return [member for member in source if member is not None and member != "missing"], []
+        found, damaged = [], []
+        for member in source:
+            if isinstance(member, (str, os.PathLike)) and os.path.isdir(member):
+                inside, broken = sort_out(member)
+                found += inside
+                damaged += broken
+            elif member is not None and member != "missing":
+                found.append(member)
+        return found, damaged
     return [source], []
 
 

@@ -42,7 +42,7 @@ class Level(enum.IntEnum):
         try:
             return cls(int(text))
         except ValueError:
-            known = "linear, 0, 1, 4, 5, 6, 10"
+            known = "linear, 0, 1, 4, 5, 6, 10, rs"
             raise UsageError(f"level {value!r} is not known; the levels are {known}") from None
 
 

@@ -318,6 +318,20 @@ def test_a_new_member_after_one_that_failed_in_its_rebuild(tmp_path):
     array.close()
 
 
+def test_a_failed_member_goes_by_its_slot_and_directories_go_in_lists(tmp_path):
+    array, paths, content = files(tmp_path, 5, 4)
+    array.fail(1)
+    assert array.remove(1) == [str(paths[1])]
+    (tmp_path / "b").mkdir()
+    with (tmp_path / "b" / "new.img").open("wb") as file:
+        file.truncate(SIZE)
+    array.add(tmp_path / "b" / "new.img").wait()
+    array.close()
+    with raidlib.open([tmp_path / "a", tmp_path / "b"]) as array:
+        assert set(states(array).values()) == {"in_sync"}
+        assert array.pread(array.size, 0) == content
+
+
 def test_a_spare_steps_in(tmp_path):
     with raidlib.create(tmp_path / "a", level=5, raid_devices=3, spare_devices=1, size="4M", chunk="16K") as array:
         array.pwrite(b"x" * array.size, 0)
