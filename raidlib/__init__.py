@@ -6,6 +6,7 @@ from .assembly import Assembly
 from .engine import BlockDevice
 from .errors import RaidError
 from .jobs import Job
+from .member import MemoryDevice
 from .model import Event, JobStatus, Level, MemberState, MemberStatus, Mismatch, State, Status, Superblock
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Level",
     "MemberState",
     "MemberStatus",
+    "MemoryDevice",
     "Mismatch",
     "RaidError",
     "State",

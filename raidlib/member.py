@@ -12,9 +12,29 @@ from typing import Any
 
 from .engine import BlockDevice, MemberHandle, check, ffi, last_error, lib
 from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
-from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name
+from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name, parse_size
 
-MemberSource = str | os.PathLike[str] | BlockDevice
+
+class MemoryDevice:
+    """A member in memory, sparse and zero-filled, for tests and for speed: no Python runs between the array and it.
+
+    It keeps its content from one opening of an array to the next, until close().
+    """
+
+    def __init__(self, size: str | int) -> None:
+        self.handle = MemberHandle.from_memory(parse_size(size))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.handle.size
+
+    def close(self) -> None:
+        """Lets the memory go; BusyError while an array uses it."""
+        self.handle.close()
+
+
+MemberSource = str | os.PathLike[str] | BlockDevice | MemoryDevice
 Source = MemberSource | Sequence[MemberSource | None]
 VERSIONS = {100: "1.0", 101: "1.1", 102: "1.2", 90: "0.90"}
 VERSION_NUMBERS = {name: number for number, name in VERSIONS.items()}
@@ -39,7 +59,9 @@ _FEATURES = {
 class Member:
     """An open member: its handle, its name, its lock. Close it, or leave the `with` block."""
 
-    def __init__(self, handle: MemberHandle, path: str, *, fd: int | None, read_only: bool, device: BlockDevice | None = None) -> None:
+    def __init__(
+        self, handle: MemberHandle, path: str, *, fd: int | None, read_only: bool, device: BlockDevice | MemoryDevice | None = None
+    ) -> None:
         self.handle, self.path, self.read_only, self.direct = handle, path, read_only, False
         self._fd, self._device = fd, device
 
@@ -50,6 +72,8 @@ class Member:
         """
         if isinstance(source, (str, os.PathLike)):
             return cls._open_path(os.fspath(source), read_only, direct, lock)
+        if isinstance(source, MemoryDevice):
+            return cls(source.handle, "<memory>", fd=None, read_only=read_only, device=source)
         if not isinstance(source, BlockDevice):
             raise UsageError(f"a member is a path or an object with the methods of BlockDevice, not {type(source).__name__}")
         name = f"<{type(source).__name__}>"
@@ -122,8 +146,9 @@ class Member:
             return error.errno == errno.ENXIO
 
     def close(self) -> None:
-        """Lets it go, and its lock. A BlockDevice is the caller's and stays open."""
-        self.handle.close()
+        """Lets it go, and its lock. A BlockDevice or MemoryDevice is the caller's and stays open."""
+        if not isinstance(self._device, MemoryDevice):
+            self.handle.close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -332,6 +332,24 @@ def test_a_failed_member_goes_by_its_slot_and_directories_go_in_lists(tmp_path):
         assert array.pread(array.size, 0) == content
 
 
+@pytest.mark.parametrize(("level", "n"), [("linear", 2), (0, 2), *LEVELS, ("rs", 5)])
+def test_members_in_memory(level, n):
+    members = [raidlib.MemoryDevice("8M") for _ in range(n)]
+    with raidlib.create(members, level=level, chunk=None if level == 1 else "16K") as array:
+        content = random.Random(n).randbytes(array.size)
+        array.pwrite(content, 0)
+        with pytest.raises(errors.BusyError):
+            members[0].close()
+    lost = None if level in ("linear", 0) else 0
+    with raidlib.open([m for i, m in enumerate(members) if i != lost], run=True) as array:
+        assert array.pread(array.size, 0) == content
+        if lost is not None:
+            array.add(raidlib.MemoryDevice("8M")).wait()
+            assert set(states(array).values()) == {"in_sync"}
+    for member in members:
+        member.close()
+
+
 def test_a_spare_steps_in(tmp_path):
     with raidlib.create(tmp_path / "a", level=5, raid_devices=3, spare_devices=1, size="4M", chunk="16K") as array:
         array.pwrite(b"x" * array.size, 0)
