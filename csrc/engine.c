@@ -106,7 +106,7 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
     if (device >= 0)
         e->slot = a->devices[device]->slot;
     snprintf(e->text, sizeof e->text, "%s", text);
-    a->attention |= kind == RL_EVENT_FAIL;
+    a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_NO_SPACE;
     pthread_cond_broadcast(&a->events_cond);
     pthread_mutex_unlock(&a->events_lock);
 }

@@ -158,7 +158,7 @@ struct rl_array {
     struct rl_event events[RL_EVENTS_MAX];
     uint64_t event_head, event_tail; /* events_lock: next to write, next to read */
     bool stopped;                    /* events_lock */
-    bool attention;                  /* events_lock: a device failed, and the owner has not been told */
+    bool attention;                  /* events_lock: something happened that the owner may have to act on */
     uint64_t next_probe_ns;          /* service thread only */
 };
 

@@ -65,14 +65,16 @@ void rl_code_generate(const rl_kernel *kernel, unsigned nd, unsigned np, size_t 
 void rl_code_update(const rl_kernel *kernel, unsigned index, unsigned np, size_t length, const void *old_data, const void *new_data,
                     void *const *parity);
 
-/* Computes the `lost_count` blocks whose indices (ascending, data and parity alike) are in lost[] from the others. Among the rest,
+/* Computes the `lost_count` blocks whose indices (ascending, data and parity alike) are in lost[] from the others; a lost block that is NULL is
+ * lost but not wanted. Among the rest,
  * a NULL data block is all zeros and a NULL parity block is unknown and not used. Returns 0, or -EINVAL where fewer known
- * parity blocks are left than data blocks are lost, or where an index is out of range or not ascending. */
+ * parity blocks are left than data blocks are lost, where lost_count > np, or where an index is out of range or not ascending. */
 int rl_code_recover(const rl_kernel *kernel, unsigned nd, unsigned np, size_t length, void *const *blocks, unsigned lost_count,
                     const uint16_t *lost);
 
 /* Which single block explains that the np >= 2 parities in stored[] differ from the recomputed ones in computed[]? Returns its index
- * (0..nd-1 data, nd.. parity) if one and the same does for every byte that differs, -1 if nothing differs, -2 if no single one does. */
+ * (0..nd-1 data, nd.. parity) if one and the same does for every byte that differs, -1 if nothing differs, -2 if no single one does. No block may be NULL.
+ * It knows of no empty places (DDF layouts): an answer that names one means -2. */
 int rl_code_locate(unsigned nd, unsigned np, size_t length, const void *const *stored, const void *const *computed);
 
 /* CRC-32C register update (reflected, polynomial 0x82F63B78), no inversion before or after. */
@@ -367,7 +369,7 @@ int rl_array_superblock(rl_array *array, uint32_t device, struct rl_superblock *
 /* ---- Service, events (service.c) ---------------------------------------------------------------------------------- */
 
 /* What belongs to no request: marks the idle array clean, heartbeats the members. Runs on the owner's thread. 0: rl_array_stop() was called; 1: a device has
- * failed and a spare is there: act, and call again. */
+ * failed and a spare is there, or a write found no space and a resync is due: act, and call again. */
 int rl_array_run(rl_array *array);
 /* Makes rl_array_run and rl_event_wait return; they return at once from then on. */
 void rl_array_stop(rl_array *array);

@@ -65,9 +65,10 @@ static void after(struct timespec *until, int ms)
     until->tv_nsec = (long)(ns % 1000000000u);
 }
 
-static bool has_spare(rl_array *a)
+/* Something that the owner can do: give a spare its slot, start a resync. */
+static bool wants_owner(rl_array *a)
 {
-    bool found = false;
+    bool found = atomic_load(&a->resync) != RL_MAX_SECTOR;
     pthread_rwlock_rdlock(&a->config);
     for (uint32_t i = 0; i < a->device_count; i++)
         found |= a->devices[i]->state == RL_DEVICE_SPARE;
@@ -91,7 +92,7 @@ int rl_array_run(rl_array *a)
         bool attention = a->attention;
         a->attention = false;
         pthread_mutex_unlock(&a->events_lock);
-        if (attention && !stopped && has_spare(a))
+        if (attention && !stopped && wants_owner(a))
             return 1;
     }
     return 0;

@@ -166,13 +166,13 @@ static int fetch_decode(const rl_array *a, struct fetch *f)
     uint16_t lost[RL_VECTOR_MAX];
     unsigned lost_count = 0, nd = f->st->nd;
     for (unsigned i = 0; i < nd + f->st->np; i++) {
-        bool parity = i >= nd, wanted = f->want[i] || f->unreadable[i];
-        bool compute = f->st->slot_of[i] >= 0 && f->gone[i] && (!parity || wanted);
-        char *block = compute ? rl_workspace_block(f->w, &f->w->block[i]) : f->w->block[i];
-        if (compute && !block)
+        bool gone = f->st->slot_of[i] >= 0 && f->gone[i], wanted = gone && (f->want[i] || f->unreadable[i]);
+        char *block = wanted ? rl_workspace_block(f->w, &f->w->block[i]) : f->w->block[i];
+        if (wanted && !block)
             return rl_fail(ENOMEM, "rl_array", -1, 0, "no memory");
-        blocks[i] = compute || f->have[i] ? block + f->at : NULL;
-        if (compute)
+        /* lost data count whether they are wanted or not; what is NULL is not computed */
+        blocks[i] = wanted || f->have[i] ? block + f->at : NULL;
+        if (gone && (i < nd || wanted))
             lost[lost_count++] = (uint16_t)i;
     }
     int rc = rl_code_recover(a->kernel, nd, f->st->np, f->length, blocks, lost_count, lost);

@@ -318,9 +318,9 @@ class Array:
             self._use_spare()
 
     def _serve(self) -> None:
-        """The service thread: in the engine, but when a member failed and a spare is there."""
+        """The service thread: in the engine, but when a member failed and a spare is there, or a resync became due."""
         while lib.rl_array_run(self._handle) == 1:  # not from this thread, for which close() waits
-            threading.Thread(target=self._fill_slots, name="raidlib spares", daemon=True).start()
+            threading.Thread(target=self._fill_slots, name="raidlib act", daemon=True).start()
 
     def _fill_slots(self) -> None:
         with contextlib.suppress(RaidError), self._admin:  # closed meanwhile; or the next failure, or the status, will tell

@@ -110,7 +110,9 @@ def test_no_space_in_a_whole_array_leaves_parity_that_fits_or_a_resync():
         except errors.NoSpaceError:
             refused.append(chunk * 16384)
     disks[1].write_error = 0
-    assert refused and array.status().resync_offset is not None
+    assert refused
+    if array.job is not None:
+        array.job.join()  # the resync that the service began may have met the full file system too
     array.fail(0)
     got = array.pread(array.size, 0)
     assert [at for at in range(0, array.size, 4096) if got[at : at + 4096] != content[at : at + 4096] and at not in refused] == []
