@@ -26,4 +26,5 @@ def advise(level: Level, state: State, missing: int, may_lose: int, resyncing: b
         return f"All data are there, with {words}. {more}: add a new member soon.{gone}{hole}"
     if resyncing:
         return f"All data are there. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
-    return f"All data are there. {more} without loss.{gone}{hole}"
+    spare = f"{may_lose} member{'s' if may_lose > 1 else ''} may be lost without losing data"
+    return f"All data are there. {spare}.{gone}{hole}"
