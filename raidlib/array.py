@@ -206,9 +206,7 @@ def create(
             _write_members([path + creation.NEW for path in paths], shape, used, force)
             creation.put_in_place(paths)
         except BaseException:
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path + creation.NEW)
+            creation.drop_files(paths)
             raise
         given = list(paths)
     else:
@@ -226,6 +224,7 @@ def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, s
     members = open_members([source for source in given if source is not None])
     try:
         for member in members:
+            member.path = member.path.removesuffix(creation.NEW)  # the name that it will have, in messages
             creation.refuse_content(member, force)
         opened = iter(members)
         creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)

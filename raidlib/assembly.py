@@ -310,7 +310,8 @@ def _check_sizes(plan: Plan) -> None:
         used = plan.geometry.used_sectors if c.sb.level > 0 else c.sb.data_size
         needed = c.sb.data_offset + used
         if c.used and (c.member.size < needed * SECTOR or c.sb.data_size < used):
-            c.state, c.reason = MemberState.FAULTY, f"too small: {c.member.size} bytes, the array needs {needed * SECTOR}"
+            room = min(c.member.size, (c.sb.data_offset + c.sb.data_size) * SECTOR)
+            c.state, c.reason = MemberState.FAULTY, f"too small: room for data up to byte {room}, the array needs {needed * SECTOR}"
             c.fit = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -185,7 +186,7 @@ def make_files(folder: str, count: int, size: int, preallocate: bool, force: boo
         Member.open(path).close()  # BusyError if someone has it
     os.makedirs(folder, exist_ok=True)
     space = os.statvfs(folder)
-    free, notes, made = space.f_bavail * space.f_frsize, [], []
+    free, notes = space.f_bavail * space.f_frsize, []
     if size * count > free:
         words = f"the members may grow to {format_size(size * count)} in all, and {folder} has {format_size(free)} free"
         if preallocate:
@@ -194,15 +195,20 @@ def make_files(folder: str, count: int, size: int, preallocate: bool, force: boo
     try:
         for path in paths:
             with open(path + NEW, "wb") as file:
-                made.append(path + NEW)
                 file.truncate(size)
                 if preallocate:
                     os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        for path in made:
-            os.unlink(path)
+        drop_files(paths)
         raise NoSpaceError(f"{folder}: {error.strerror}", errno=error.errno) from None
     return paths, notes
+
+
+def drop_files(paths: Sequence[str]) -> None:
+    """Takes new member files away that have not got their names."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + NEW)
 
 
 def put_in_place(paths: Sequence[str]) -> None:
