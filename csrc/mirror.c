@@ -176,9 +176,10 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
         rc = rl_judge_writes(rq, w->io, n);
         if (rl_is_space_error(rc) && make_copies_agree(rq, w, n))
             rl_set_resync_back(a, a->g.level == 10 ? low / RL_SECTOR : places[0].sector);
+        /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it
+         * has over ours */
         if (rc == 0 && rq->failed_count)
-            length =
-                0; /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it has over ours */
+            length = 0;
     } else if (data) {
         length = 0; /* a member died while the edges were read, and nothing was written: once more, without it */
     }

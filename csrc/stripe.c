@@ -391,11 +391,10 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
             continue;
         int32_t devices[2] = {a->slot_device[r->st.slot_of[i]], a->replacement[r->st.slot_of[i]]};
         for (unsigned j = 0; j < 2; j++) {
-            if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR)) /* I8 */
-            {
-                w->io[n] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
-                w->io[n++].tag = (uint16_t)i;
-            }
+            if (devices[j] < 0 || !rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR)) /* I8 */
+                continue;
+            w->io[n] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
+            w->io[n++].tag = (uint16_t)i;
         }
     }
     return n;

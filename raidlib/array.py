@@ -203,7 +203,7 @@ def create(
     if folder:
         paths, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
         try:
-            _write_members([path + creation.NEW for path in paths], shape, used, force)
+            _write_members(paths, shape, used, force, creation.NEW)
             creation.put_in_place(paths)
         except BaseException:
             creation.drop_files(paths)
@@ -220,11 +220,11 @@ def _as_list(target: Source) -> list[MemberSource | None]:
     return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
 
 
-def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool) -> None:
-    members = open_members([source for source in given if source is not None])
+def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool, suffix: str = "") -> None:
+    members = open_members([f"{source}{suffix}" if suffix else source for source in given if source is not None])
     try:
         for member in members:
-            member.path = member.path.removesuffix(creation.NEW)  # the name that it will have, in messages
+            member.path = member.path.removesuffix(suffix)  # the name that it will have, in messages
             creation.refuse_content(member, force)
         opened = iter(members)
         creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)
