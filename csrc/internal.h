@@ -72,6 +72,9 @@ struct rl_member {
     pthread_mutex_t trouble_lock;
     char trouble[160]; /* trouble_lock: the last failure in words */
 };
+/* Allocates `bytes` (a struct that begins with rl_member) for a kind of member; name NULL: the kind's. The caller fills in sizes. */
+int rl_member_new(size_t bytes, const struct rl_member_ops *ops, const char *name, rl_member **out);
+int rl_member_well(rl_member *member); /* a flush or probe that always succeeds */
 /* Why the member failed last, in words. */
 void rl_member_trouble(rl_member *member, char *out, size_t length);
 
@@ -174,10 +177,13 @@ struct request {
 
 /* engine.c */
 int rl_enter(const rl_array *a, const char *call);
+bool rl_is_space_error(int error);
 struct workspace *rl_workspace_get(rl_array *a);
 void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
+
+/* devices.c */
 void rl_request_failed(struct request *rq, uint32_t device, int error);
 /* Takes out of the array what the request found dead and records it on the survivors. No config lock may be held. 0, or -EIO where the content needs one of them. */
 int rl_request_settle(struct request *rq);
@@ -185,10 +191,13 @@ int rl_request_settle(struct request *rq);
 int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
 void rl_device_lost(rl_array *a, uint32_t device); /* config exclusive */
+void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present); /* in sync, by slot */
+void rl_count_uneven(rl_array *a);                                           /* config exclusive */
+/* Makes the device `index` of what the configuration says; the array is not open yet, or config is held exclusively. */
+int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index);
 uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
 bool rl_enough_without(const rl_array *a, int32_t device);
 struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length);
-bool rl_is_space_error(int error);
 
 /* metadata.c; config lock exclusive */
 int rl_metadata_commit(rl_array *a);

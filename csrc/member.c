@@ -1,4 +1,5 @@
-/* member.c: members on files and block devices, in memory, and implemented by the caller; and the one door through which the engine does I/O.
+/* member.c: members on files and block devices, and implemented by the caller; and the one door through which the engine does I/O.
+ * Members in memory: member_mem.c.
  *
  * M1  A request is whole or failed: what a kind transfers in part is gone on with, and an end of file is a dead member.
  * M2  Nothing is written beyond the size that the member had when it was opened: a file that shrank is dead, not to be extended.
@@ -43,7 +44,7 @@ _Noreturn void rl_assert_failed(const char *condition, const char *file, int lin
     abort();
 }
 
-static int member_new(size_t bytes, const struct rl_member_ops *ops, const char *name, rl_member **out)
+int rl_member_new(size_t bytes, const struct rl_member_ops *ops, const char *name, rl_member **out)
 {
     rl_member *m = calloc(1, bytes);
     char *copy = strdup(name ? name : ops->kind);
@@ -58,6 +59,12 @@ static int member_new(size_t bytes, const struct rl_member_ops *ops, const char 
     m->memory_align = 1;
     pthread_mutex_init(&m->trouble_lock, NULL);
     *out = m;
+    return 0;
+}
+
+int rl_member_well(rl_member *member)
+{
+    (void)member;
     return 0;
 }
 
@@ -195,7 +202,7 @@ int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
     if (copy < 0)
         return rl_fail(errno, call, -1, 0, "%s: %s", path ? path : "member", strerror(errno));
     rl_member *base = NULL;
-    int rc = member_new(sizeof(struct fd_member), &fd_ops, path, &base);
+    int rc = rl_member_new(sizeof(struct fd_member), &fd_ops, path, &base);
     if (rc) {
         close(copy);
         return rc;
@@ -210,97 +217,6 @@ int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
     base->size_bytes = size;
     if (flags & RL_MEMBER_DIRECT)
         base->block_bytes = base->memory_align = RL_BUFFER_ALIGN;
-    *out = base;
-    return 0;
-}
-
-/* ---- memory ------------------------------------------------------------------------------------------------------- */
-
-#define MEMORY_PAGE 65536u
-#define MEMORY_LOCKS 64u
-
-struct memory_member {
-    rl_member base;
-    pthread_mutex_t lock[MEMORY_LOCKS]; /* of a page and of its place in pages[], by number */
-    char **pages;
-};
-
-static pthread_mutex_t *memory_lock(struct memory_member *m, uint64_t offset)
-{
-    return &m->lock[offset / MEMORY_PAGE % MEMORY_LOCKS];
-}
-
-static int memory_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
-{
-    struct memory_member *m = (struct memory_member *)member;
-    (void)flags;
-    for (uint64_t done = 0, step = 0; done < length; done += step) {
-        uint64_t at = (offset + done) % MEMORY_PAGE;
-        step = rl_min(length - done, MEMORY_PAGE - at);
-        pthread_mutex_lock(memory_lock(m, offset + done));
-        const char *page = m->pages[(offset + done) / MEMORY_PAGE];
-        if (page)
-            memcpy((char *)buffer + done, page + at, step);
-        else
-            memset((char *)buffer + done, 0, step);
-        pthread_mutex_unlock(memory_lock(m, offset + done));
-    }
-    return 0;
-}
-
-static int memory_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
-{
-    struct memory_member *m = (struct memory_member *)member;
-    for (uint64_t done = 0, step = 0; done < length; done += step) {
-        uint64_t at = (offset + done) % MEMORY_PAGE;
-        step = rl_min(length - done, MEMORY_PAGE - at);
-        pthread_mutex_lock(memory_lock(m, offset + done));
-        char **page = &m->pages[(offset + done) / MEMORY_PAGE];
-        if (!*page)
-            *page = calloc(1, MEMORY_PAGE);
-        if (*page)
-            memcpy(*page + at, (const char *)buffer + done, step);
-        bool made = *page != NULL;
-        pthread_mutex_unlock(memory_lock(m, offset + done));
-        if (!made)
-            return rl_fail(ENOSPC, member->name, -1, offset, "no memory for a page of %s", member->name);
-    }
-    return 0;
-}
-
-static int always_well(rl_member *member)
-{
-    (void)member;
-    return 0;
-}
-
-static void memory_close(rl_member *member)
-{
-    struct memory_member *m = (struct memory_member *)member;
-    for (uint64_t i = 0; i * MEMORY_PAGE < member->size_bytes; i++)
-        free(m->pages[i]);
-    free(m->pages);
-    for (unsigned i = 0; i < MEMORY_LOCKS; i++)
-        pthread_mutex_destroy(&m->lock[i]);
-}
-
-static const struct rl_member_ops memory_ops = {"memory", memory_pread, memory_pwrite, always_well, always_well, memory_close};
-
-int rl_member_open_memory(uint64_t size_bytes, rl_member **out)
-{
-    char **pages = calloc(size_bytes / MEMORY_PAGE + 1, sizeof *pages);
-    rl_member *base = NULL;
-    if (!pages)
-        return rl_fail(ENOMEM, "rl_member_open_memory", -1, 0, "no memory for a member of %llu bytes", (unsigned long long)size_bytes);
-    int rc = member_new(sizeof(struct memory_member), &memory_ops, NULL, &base);
-    if (rc) {
-        free(pages);
-        return rc;
-    }
-    ((struct memory_member *)base)->pages = pages;
-    for (unsigned i = 0; i < MEMORY_LOCKS; i++)
-        pthread_mutex_init(&((struct memory_member *)base)->lock[i], NULL);
-    base->size_bytes = size_bytes;
     *out = base;
     return 0;
 }
@@ -342,7 +258,8 @@ static void callback_close(rl_member *member)
     (void)member; /* the context is the caller's */
 }
 
-static const struct rl_member_ops callback_ops = {"object", callback_pread, callback_pwrite, callback_flush, always_well, callback_close};
+static const struct rl_member_ops callback_ops = {"object",       callback_pread, callback_pwrite,
+                                                  callback_flush, rl_member_well, callback_close};
 
 int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
                              const char *name, rl_member **out)
@@ -353,7 +270,7 @@ int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *
     if (block_bytes == 0 || block_bytes & (block_bytes - 1) || block_bytes > RL_BUFFER_ALIGN)
         return rl_fail(EINVAL, call, -1, 0, "a block size of %u bytes is not a power of two up to %u", block_bytes, RL_BUFFER_ALIGN);
     rl_member *base = NULL;
-    int rc = member_new(sizeof(struct callback_member), &callback_ops, name, &base);
+    int rc = rl_member_new(sizeof(struct callback_member), &callback_ops, name, &base);
     if (rc)
         return rc;
     struct callback_member *m = (struct callback_member *)base;

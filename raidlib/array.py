@@ -1,4 +1,4 @@
-"""Arrays: made, opened, used, mended. The engine moves the bytes; here is decided."""
+"""An open array: used, mended, watched. The engine moves the bytes; here is decided."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from . import creation, runtime
 from .advice import advise
-from .assembly import Assembly, Candidate, Plan, judge
-from .engine import BlockDevice, buffer_of, check, ffi, last_error, lib
+from .assembly import Candidate, Plan
+from .engine import buffer_of, check, ffi, last_error, lib
 from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
 from .jobs import Job
 from .member import (
     VERSIONS,
     Member,
     MemberSource,
-    Source,
     close_all,
-    examine,
-    open_members,
     read_superblock,
-    resolve,
-    sort_out,
     uuid_text,
-    zero_superblock,
 )
 from .model import (
     MAX_SECTOR,
@@ -41,7 +35,6 @@ from .model import (
     Status,
     format_size,
     layout_name,
-    parse_size,
 )
 from .rawfile import RawArray
 
@@ -64,187 +57,6 @@ _EVENTS = {
     lib.RL_EVENT_ADDED: "added",
     lib.RL_EVENT_REMOVED: "removed",
 }
-
-
-# ---- open and create ----------------------------------------------------------------------------------------------------
-
-
-def plan(source: Source, *, force: bool = False) -> Assembly:
-    """What `open` would make of the members, and why. Writes nothing, opens nothing for writing."""
-    sources, damaged = sort_out(source)
-    members = open_members(sources, read_only=True, lock=False)
-    try:
-        judged = judge(members, force=force)
-        judged.set_aside = damaged
-        return judged.summary()
-    finally:
-        close_all(members)
-
-
-def open(
-    source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False, held: runtime.Claim | None = None
-) -> Array:
-    """Opens an array.
-
-    source: a directory that holds the members, or a list of members: paths, `BlockDevice` objects, None for missing ones.
-    mode: "rw", or "r", which writes nothing to any member.
-    run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
-    direct: direct I/O (O_DIRECT) where the members take it.
-    held: for writing, the array has one owner on this host (BusyError names its pid); this is that right, where the caller has it.
-    What needs an option is refused with RefusedError, which names it.
-    """
-    if mode not in ("r", "rw"):
-        raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
-    read_only = mode == "r"
-    sources, damaged = sort_out(source)
-    members = _open_unused(sources, read_only, direct)
-    try:
-        judged = judge(members, force=force)
-        judged.set_aside = damaged
-        _refuse_start(judged, read_only, run or force)
-        array = Array(judged, read_only, held)
-    except UsageError:
-        close_all(members)
-        if not direct or not any(member.direct for member in members):
-            raise
-        array = open(source, mode, run=run, force=force, held=held)  # data that do not lie at whole blocks of 4096 bytes
-        array.notes.append("the members are used without direct I/O: their data do not lie at whole blocks of 4096 bytes")
-        return array
-    except BaseException:
-        close_all(members)
-        raise
-    if direct and not all(member.direct for member in members if member.is_file):
-        array.notes.append("some members are used without direct I/O, which their file system does not offer")
-    array._start()
-    return array
-
-
-def _open_unused(sources: Sequence[MemberSource], read_only: bool, direct: bool) -> list[Member]:
-    """Opens and locks the members; where one is taken, says by whom if that can be found."""
-    try:
-        return open_members(sources, read_only=read_only, direct=direct)
-    except BusyError as error:
-        for _folder, info in runtime.found(alive=True):
-            if any(runtime.matches(info, path) for path in error.members):
-                raise runtime.busy_error(info.uuid, info) from None
-        raise
-
-
-def _refuse_start(judged: Plan, read_only: bool, run: bool) -> None:
-    if judged.error is not None and not (judged.needs_run and run):
-        raise judged.error
-    if judged.read_only_only and not read_only:
-        names = " and ".join(judged.read_only_only)
-        raise UnsupportedError(
-            f"the array has {names}, which is not written yet; open it read-only (--read-only, mode='r'), or use the kernel's md"
-        )
-
-
-def create(
-    target: Source,
-    *,
-    level: Level | int | str,
-    raid_devices: int | None = None,
-    size: str | int | None = None,
-    chunk: str | int | None = None,
-    layout: str | int | None = None,
-    metadata: str = "1.2",
-    name: str | None = None,
-    uuid: str | None = None,
-    data_offset: str | int | None = None,
-    spare_devices: int = 0,
-    parity: int | None = None,
-    bitmap: str | None = None,
-    consistency_policy: str | None = None,
-    integrity: str | None = None,
-    write_journal: MemberSource | None = None,
-    assume_clean: bool = False,
-    preallocate: bool = False,
-    force: bool = False,
-) -> Array:
-    """Makes an array and opens it for writing.
-
-    target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for
-    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the
-    members hold. Members that are not blank get their parity by a resync, which is the array's first `job`.
-    """
-    asked = {
-        "a write-intent bitmap": bitmap not in (None, "none"),
-        "a write journal": write_journal is not None,
-        "integrity checksums": integrity not in (None, "none"),
-    }
-    asked[f"the consistency policy {consistency_policy}"] = consistency_policy not in (None, "resync")
-    for feature, wanted in asked.items():
-        if wanted:
-            raise UnsupportedError(f"{feature}: not built yet; arrays are made with the policy resync")
-    folder = os.fspath(target) if isinstance(target, (str, os.PathLike)) else None
-    given: list[MemberSource | None] = [] if folder else [None if m == "missing" else m for m in _as_list(target)]
-    count = raid_devices if raid_devices is not None else len(given) - spare_devices
-    if given and len(given) != count + spare_devices:
-        raise UsageError(
-            f"{len(given)} members were given for --raid-devices {count} and --spare-devices {spare_devices}; say "
-            f"`missing` for those that are not there"
-        )
-    label = name or (os.path.basename(os.path.abspath(folder)) if folder else "0")
-    shape = creation.make_spec(
-        level=level,
-        raid_devices=count,
-        chunk=chunk,
-        layout=layout,
-        metadata=metadata,
-        name=label,
-        uuid=uuid,
-        data_offset=data_offset,
-        parity=parity,
-        assume_clean=assume_clean,
-    )
-    notes: list[str] = []
-    used = None if folder or size is None else parse_size(size)
-    if folder:
-        paths, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
-        try:
-            _write_members(paths, shape, used, force, creation.NEW)
-            creation.put_in_place(paths)
-        except BaseException:
-            creation.drop_files(paths)
-            raise
-        given = list(paths)
-    else:
-        _write_members(given, shape, used, force)
-    array = open(given, run=True)
-    array.notes += notes + _shared_devices(given)
-    return array
-
-
-def _as_list(target: Source) -> list[MemberSource | None]:
-    return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-
-
-def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool, suffix: str = "") -> None:
-    members = open_members([f"{source}{suffix}" if suffix else source for source in given if source is not None])
-    try:
-        for member in members:
-            member.path = member.path.removesuffix(suffix)  # the name that it will have, in messages
-            creation.refuse_content(member, force)
-        opened = iter(members)
-        creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)
-    finally:
-        close_all(members)
-
-
-def _shared_devices(given: Sequence[MemberSource | None]) -> list[str]:
-    devices: dict[int, list[str]] = {}
-    for source in given:
-        if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
-            devices.setdefault(os.stat(source).st_dev, []).append(os.fspath(source))
-    return [
-        f"{len(paths)} members lie on one device: the array protects from the loss of files, not from the loss of that device"
-        for paths in devices.values()
-        if len(paths) > 1
-    ]
-
-
-# ---- the array ----------------------------------------------------------------------------------------------------------
 
 
 class Array:
@@ -794,6 +606,3 @@ class Array:
 
     def __repr__(self) -> str:
         return f"<raidlib.Array {self.name} {self.level} of {self.raid_devices}, {format_size(self.size)}>"
-
-
-__all__ = ["Array", "BlockDevice", "RawArray", "create", "examine", "open", "plan", "resolve", "zero_superblock"]

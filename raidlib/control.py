@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from . import array as _array
 from . import errors
+from . import opening as _opening
 from .errors import AccessError, BusyError, RaidError, UsageError
 from .member import Member
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
@@ -729,7 +729,7 @@ class Client:
 def _uuid_of(target: Any) -> str | None:
     """The UUID by the superblock of the first member that has one."""
     try:
-        return next(iter(_array.examine(path).uuid for path in _array.resolve(target)), None)
+        return next(iter(_opening.examine(path).uuid for path in _opening.resolve(target)), None)
     except (RaidError, OSError):
         return None
 

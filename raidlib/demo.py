@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import array as arrays
 from . import control, mount
+from . import opening as arrays
 from .errors import ArrayIOError, MissingFacilityError, NoSpaceError, RaidError, UsageError
 from .model import SCHEMA, MemberState, Status, Struct, format_size
 

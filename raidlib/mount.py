@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import array as _array
 from . import control, runtime
+from . import opening as _opening
 from .errors import AccessError, ArrayIOError, BusyError, MissingFacilityError, RaidError, RefusedError, UsageError, from_errno
 from .model import SCHEMA, Struct
 
@@ -343,7 +343,7 @@ class _Session:
         info = runtime.Info(pid=os.getpid(), uuid=self.held.uuid, mountpoint=self.mountpoint, volume=self.volume, started=time.time())
         self.held.publish(info)
         mode = "r" if options.read_only else "rw"
-        self.array = _array.open(options.members, mode, run=options.run, force=options.force, direct=True, held=self.held)
+        self.array = _opening.open(options.members, mode, run=options.run, force=options.force, direct=True, held=self.held)
         try:
             self._open_door()
             if options.fs != "none":
@@ -648,7 +648,7 @@ def _uuid_of(members: Sequence[Any]) -> str:
     problem: RaidError = UsageError("no member was given")
     for member in members:
         try:
-            return _array.examine(member).uuid
+            return _opening.examine(member).uuid
         except RaidError as error:
             problem = error
     raise problem
@@ -764,7 +764,7 @@ def mount(
     live = control.search(source)
     if live is not None:
         raise runtime.busy_error(live[1].uuid, live[1])
-    members = [os.path.abspath(member) if isinstance(member, (str, os.PathLike)) else member for member in _array.resolve(source)]
+    members = [os.path.abspath(member) if isinstance(member, (str, os.PathLike)) else member for member in _opening.resolve(source)]
     if not foreground and not all(isinstance(member, str) for member in members):
         raise UsageError("members that are Python objects live in this process: mount them with foreground=True")
     place, asked = runtime.real_path(mountpoint), {"read_only": read_only, "run": run, "force": force, "allow_other": allow_other}

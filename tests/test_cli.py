@@ -150,7 +150,7 @@ def test_as_a_process(tank):
 
 
 def test_own_bug_is_70(tank, monkeypatch):
-    monkeypatch.setattr("raidlib.array.examine", lambda _: 1 // 0)
+    monkeypatch.setattr("raidlib.opening.examine", lambda _: 1 // 0)
     member = tank / "member-0.img"
     assert "bug of raidlib" in one_line(run("examine", member, code=70))
     monkeypatch.setenv("RAIDLIB_DEBUG", "1")

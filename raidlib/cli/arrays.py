@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import click
 
-from .. import array as arrays
 from .. import control
+from .. import opening as arrays
 from ..errors import NotEnoughMembersError, RaidError, RefusedError, UsageError
 from ..model import Status, format_size
 from . import base, content, render

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import array as arrays
 from .. import control
+from .. import opening as arrays
 from ..errors import AccessError, NotEnoughMembersError, RaidError, RefusedError, UsageError, from_errno
 from ..model import SCHEMA, Status, parse_size
 

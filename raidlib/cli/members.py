@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .. import array as arrays
+from .. import opening as arrays
 from ..errors import CancelledError, RaidError, RefusedError
 from ..model import JobStatus, Status, format_size
 from . import base, render

@@ -1,0 +1,420 @@
+/* devices.c: devices and slots: who may be read, who is out, who comes in.
+ *
+ * DEFINITIONS. A device is a member in its role in the array; it sits in a slot, is a spare, or is out (faulty). A device is usable in a range when it holds the
+ * good data of that range: it is in sync, or the range is below its `recovered` point, and no bad block lies in it.
+ *
+ *                 rl_array_add                rl_array_activate_spare            rl_sync_run at the end
+ *   (new member) ──────────────► SPARE ─────────────────────────────► REBUILDING ───────────────────────► IN_SYNC
+ *                                  │ rl_array_remove                      │ rl_device_out                   │ rl_device_out
+ *                                  ▼                                      ▼                                 ▼
+ *                               REMOVED ◄──────────────────────────── FAULTY ◄───────────────────────────────┘
+ *
+ * The invariants I1, I2 and I6 of engine.c are kept here. Lock order: internal.h.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+
+/* ---- devices and slots -------------------------------------------------------------------------------------------- */
+
+static bool has_bad_block(const struct device *d, uint64_t sector, uint64_t sectors)
+{
+    for (uint32_t i = 0; i < d->bad_count; i++) {
+        if (d->bad[2 * i] < sector + sectors && d->bad[2 * i] + d->bad[2 * i + 1] > sector)
+            return true;
+    }
+    return false;
+}
+
+bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors)
+{
+    const struct device *d = a->devices[device];
+    return sector + sectors <= atomic_load(&d->recovered) && !has_bad_block(d, sector, sectors);
+}
+
+int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
+{
+    int32_t main_device = a->slot_device[slot], second = a->replacement[slot];
+    if (main_device >= 0 && (!a->uneven || rl_device_usable(a, (uint32_t)main_device, sector, sectors)))
+        return main_device;
+    return second >= 0 && rl_device_usable(a, (uint32_t)second, sector, sectors) ? second : -1;
+}
+
+/* How many of `sectors` from `sector` on are alike in which devices are usable. */
+uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors)
+{
+    for (uint32_t i = 0; a->uneven && i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        if (d->slot < 0 || d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED)
+            continue;
+        uint64_t recovered = atomic_load(&d->recovered);
+        if (recovered > sector)
+            sectors = rl_min(sectors, recovered - sector);
+        for (uint32_t b = 0; b < d->bad_count; b++) {
+            uint64_t first = d->bad[2 * b], end = first + d->bad[2 * b + 1];
+            if (first > sector)
+                sectors = rl_min(sectors, first - sector);
+            else if (end > sector)
+                sectors = rl_min(sectors, end - sector);
+        }
+    }
+    return sectors;
+}
+
+void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present)
+{
+    for (uint32_t slot = 0; slot < a->g.slots; slot++) {
+        int32_t d = a->slot_device[slot];
+        present[slot] = d >= 0 && d != without && a->devices[d]->state == RL_DEVICE_IN_SYNC && !a->devices[d]->lost;
+    }
+}
+
+bool rl_enough_without(const rl_array *a, int32_t device)
+{
+    uint8_t present[RL_SLOTS_MAX];
+    if (device >= 0 && a->devices[device]->state != RL_DEVICE_IN_SYNC)
+        return true;
+    rl_present_slots(a, device, present);
+    return rl_geometry_enough(&a->g, present);
+}
+
+struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length)
+{
+    const struct device *d = a->devices[device];
+    return (struct rl_io){.member = d->member,
+                          .buffer = buffer,
+                          .offset = d->sb.data_offset * RL_SECTOR + offset,
+                          .length = length,
+                          .device = device,
+                          .op = op};
+}
+
+void rl_count_uneven(rl_array *a)
+{
+    a->uneven = 0;
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        a->uneven += d->slot >= 0 && (d->state != RL_DEVICE_IN_SYNC || d->bad_count > 0);
+    }
+}
+
+/* why: in words, or NULL for what the member itself said last. */
+void rl_device_out(rl_array *a, uint32_t device, const char *why)
+{
+    struct device *d = a->devices[device];
+    for (uint32_t slot = 0; slot < a->g.slots; slot++) {
+        if (a->slot_device[slot] == (int32_t)device) {
+            a->slot_device[slot] = -1;
+            if (a->replacement[slot] >= 0) { /* the half-made replacement is all that the slot has now */
+                a->slot_device[slot] = a->replacement[slot];
+                a->devices[a->replacement[slot]]->state = RL_DEVICE_REBUILDING;
+                a->replacement[slot] = -1;
+            }
+        }
+        if (a->replacement[slot] == (int32_t)device)
+            a->replacement[slot] = -1;
+    }
+    if (why)
+        snprintf(d->reason, sizeof d->reason, "%s", why);
+    else
+        rl_member_trouble(d->member, d->reason, sizeof d->reason);
+    rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, d->reason);
+    d->state = RL_DEVICE_FAULTY;
+    d->last_slot = d->slot;
+    d->slot = -1;
+    rl_count_uneven(a);
+}
+
+/* I2: it cannot leave its slot, and the array cannot go on. */
+void rl_device_lost(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    if (d->lost)
+        return;
+    d->lost = true;
+    rl_member_trouble(d->member, d->reason, sizeof d->reason);
+    atomic_store(&a->broken, true);
+    rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, "a member that the content needs is gone: the array has failed");
+}
+
+void rl_request_failed(struct request *rq, uint32_t device, int error)
+{
+    for (unsigned i = 0; i < rq->failed_count; i++) {
+        if (rq->failed[i].device == device)
+            return;
+    }
+    if (rq->failed_count < RL_FAILED_MAX) {
+        rq->failed[rq->failed_count].device = device;
+        rq->failed[rq->failed_count++].error = error;
+    }
+}
+
+/* I1: returns only once the survivors' superblocks are durable. */
+int rl_request_settle(struct request *rq)
+{
+    rl_array *a = rq->a;
+    int rc = 0;
+    bool changed = false;
+    if (rq->failed_count == 0 || a->flags & RL_ARRAY_READ_ONLY)
+        return 0;
+    pthread_rwlock_wrlock(&a->config);
+    for (unsigned i = 0; i < rq->failed_count; i++) {
+        uint32_t device = rq->failed[i].device;
+        const struct device *d = a->devices[device];
+        if (d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED)
+            continue; /* another request was first, and has recorded it */
+        if (!rl_enough_without(a, (int32_t)device)) { /* I2 */
+            if (rq->failed[i].error == -ENODEV)
+                rl_device_lost(a, device);
+            rc = rl_fail(EIO, "rl_array", d->slot, 0, "%s failed (%s), and the content needs it", d->member->name,
+                         strerror(-rq->failed[i].error));
+            continue;
+        }
+        rl_device_out(a, device, NULL);
+        changed = true;
+    }
+    if (changed) {
+        int committed = rl_metadata_commit(a);
+        rc = rc ? rc : committed;
+    }
+    pthread_rwlock_unlock(&a->config);
+    rq->failed_count = 0;
+    return rc;
+}
+
+/* ---- coming in ----------------------------------------------------------------------------------------------------- */
+
+static int check_device(const rl_array *a, const struct rl_device_config *c, uint32_t index)
+{
+    static const char call[] = "rl_array_open";
+    const struct rl_superblock *sb = c->superblock;
+    uint64_t sectors = rl_member_size(c->member) / RL_SECTOR;
+    uint64_t used =
+        a->g.level <= 0 ? (c->slot >= 0 && c->slot < (int32_t)a->g.slots ? a->g.length_sectors[c->slot] : 0) : a->g.used_sectors;
+    uint32_t block = rl_member_block_bytes(c->member);
+    if (c->slot >= (int32_t)a->g.slots || (c->slot < 0 && c->state != RL_DEVICE_SPARE))
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: slot %d does not exist", c->member->name, c->slot);
+    if (c->state < RL_DEVICE_IN_SYNC || c->state > RL_DEVICE_SPARE)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: state %u", c->member->name, c->state);
+    if (sb->data_offset > sectors || used > sectors - sb->data_offset)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s has %llu sectors, the array needs %llu from sector %llu on", c->member->name,
+                       (unsigned long long)sectors, (unsigned long long)used, (unsigned long long)sb->data_offset);
+    if (a->g.level > 0 && sb->data_size < used)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: by its superblock it has %llu sectors for data, the array needs %llu",
+                       c->member->name, (unsigned long long)sb->data_size, (unsigned long long)used);
+    if (sb->version > 100 && !(a->flags & RL_ARRAY_READ_ONLY) && sb->data_offset < sb->super_offset + RL_SB_BYTES / RL_SECTOR)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data begin at sector %llu, inside the superblock: it can be read only",
+                       c->member->name, (unsigned long long)sb->data_offset);
+    if (sb->dev_number >= RL_SB_DEVS_MAX)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: device number %u", c->member->name, sb->dev_number);
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        if (a->devices[i]->state != RL_DEVICE_REMOVED && a->devices[i]->sb.dev_number == sb->dev_number)
+            return rl_fail(EINVAL, call, (int32_t)index, 0, "%s and %s have the same device number %u", c->member->name,
+                           a->devices[i]->member->name, sb->dev_number);
+    }
+    if (sb->data_offset * RL_SECTOR % block || used * RL_SECTOR % block)
+        return rl_fail(EINVAL, call, (int32_t)index, 0, "%s: its data do not begin or end at whole blocks of %u bytes", c->member->name,
+                       block);
+    return 0;
+}
+
+int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index)
+{
+    int rc = check_device(a, c, index);
+    if (rc)
+        return rc;
+    struct device *d = calloc(1, sizeof *d);
+    if (!d)
+        return rl_fail(ENOMEM, "rl_array_open", (int32_t)index, 0, "no memory for a device");
+    a->devices[a->device_count++] = d;
+    d->member = c->member;
+    atomic_fetch_add(&d->member->users, 1);
+    d->sb = *c->superblock;
+    d->state = c->state;
+    d->slot = c->slot;
+    d->last_slot = -1;
+    d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
+    atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
+    if (c->bad_block_count) {
+        d->bad = calloc(c->bad_block_count, 2 * sizeof *d->bad);
+        if (!d->bad)
+            return rl_fail(ENOMEM, "rl_array_open", (int32_t)index, 0, "no memory for the bad-block list");
+        for (uint32_t i = 0; i < c->bad_block_count; i++) {
+            uint64_t first = c->bad_blocks[2 * i], end = first + c->bad_blocks[2 * i + 1];
+            if (end <= d->sb.data_offset)
+                continue; /* before the data */
+            first = rl_max(first, d->sb.data_offset);
+            d->bad[2 * d->bad_count] = first - d->sb.data_offset;
+            d->bad[2 * d->bad_count++ + 1] = end - first;
+        }
+    }
+    a->block_bytes = (uint32_t)rl_max(a->block_bytes, rl_member_block_bytes(d->member));
+    a->block_bytes = (uint32_t)rl_max(a->block_bytes, d->sb.logical_block_bytes);
+    if (d->slot < 0)
+        return 0;
+    int32_t *place = c->state == RL_DEVICE_REPLACEMENT ? &a->replacement[c->slot] : &a->slot_device[c->slot];
+    if (*place >= 0)
+        return rl_fail(EINVAL, "rl_array_open", c->slot, 0, "slot %d is given twice: %s and %s", c->slot, a->devices[*place]->member->name,
+                       d->member->name);
+    *place = (int32_t)index;
+    return 0;
+}
+
+/* ---- administration ----------------------------------------------------------------------------------------------- */
+
+static int check_admin(rl_array *a, const char *call, uint32_t device, bool needs_device)
+{
+    int rc = rl_enter(a, call);
+    if (rc == 0 && a->flags & RL_ARRAY_READ_ONLY)
+        return rl_fail(EROFS, call, -1, 0, "the array is open read-only");
+    if (rc == 0 && atomic_load(&a->broken))
+        return rl_fail(EIO, call, -1, 0, "the array has failed: more members are gone than it bears");
+    if (rc == 0 && needs_device && (device >= a->device_count || a->devices[device]->state == RL_DEVICE_REMOVED))
+        return rl_fail(EINVAL, call, (int32_t)device, 0, "there is no device %u", device);
+    return rc;
+}
+
+static int fail_locked(rl_array *a, uint32_t device)
+{
+    int rc = check_admin(a, "rl_array_fail", device, true);
+    const struct device *d = rc ? NULL : a->devices[device];
+    if (rc || d->state == RL_DEVICE_FAULTY)
+        return rc;
+    if (!rl_enough_without(a, (int32_t)device))
+        return rl_fail(EBUSY, "rl_array_fail", d->slot, 0, "the content needs %s: failing it would lose data", d->member->name);
+    rl_device_out(a, device, "failed by the administrator");
+    return rl_metadata_commit(a);
+}
+
+int rl_array_fail(rl_array *a, uint32_t device)
+{
+    pthread_mutex_lock(&a->admin);
+    pthread_rwlock_wrlock(&a->config);
+    int rc = fail_locked(a, device);
+    pthread_rwlock_unlock(&a->config);
+    pthread_mutex_unlock(&a->admin);
+    return rc;
+}
+
+static int remove_locked(rl_array *a, uint32_t device)
+{
+    int rc = check_admin(a, "rl_array_remove", device, true);
+    struct device *d = rc ? NULL : a->devices[device];
+    if (rc)
+        return rc;
+    if (d->state != RL_DEVICE_FAULTY && d->state != RL_DEVICE_SPARE)
+        return rl_fail(EBUSY, "rl_array_remove", d->slot, 0, "%s is in use: fail it first", d->member->name);
+    rl_event_post(a, RL_EVENT_REMOVED, (int32_t)device, 0, d->member->name);
+    atomic_fetch_sub(&d->member->users, 1);
+    d->member = NULL;
+    d->state = RL_DEVICE_REMOVED;
+    return rl_metadata_commit(a);
+}
+
+int rl_array_remove(rl_array *a, uint32_t device)
+{
+    pthread_mutex_lock(&a->admin);
+    pthread_rwlock_wrlock(&a->config);
+    int rc = remove_locked(a, device);
+    pthread_rwlock_unlock(&a->config);
+    pthread_mutex_unlock(&a->admin);
+    return rc;
+}
+
+/* The first dev_number that no device has, faulty ones included: a stale member must not find its number given to another. */
+static uint32_t free_number(const rl_array *a)
+{
+    for (uint32_t number = 0;; number++) {
+        bool taken = number < a->sb.max_dev && a->sb.dev_roles[number] != RL_ROLE_SPARE;
+        for (uint32_t i = 0; i < a->device_count; i++)
+            taken |= a->devices[i]->sb.dev_number == number;
+        if (!taken)
+            return number;
+    }
+}
+
+static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
+{
+    uint32_t number = free_number(a), index = a->device_count;
+    struct rl_superblock own = *superblock;
+    struct rl_device_config c = {.member = member, .state = RL_DEVICE_SPARE, .slot = -1, .superblock = &own};
+    own.dev_number = number;
+    uint64_t sectors = rl_member_size(member) / RL_SECTOR;
+    int rc = check_admin(a, "rl_array_add", 0, false);
+    if (rc)
+        return rc;
+    if (a->g.parity == 0 && a->g.copies == 1)
+        return rl_fail(EINVAL, "rl_array_add", -1, 0, "level %d has no redundancy: there is nothing to rebuild from", a->g.level);
+    if (superblock->data_offset > sectors || sectors - superblock->data_offset < a->g.dev_sectors ||
+        superblock->data_size < a->g.dev_sectors)
+        return rl_fail(ENOSPC, "rl_array_add", -1, 0,
+                       "%s is too small: the array needs %llu bytes of data on each member, it has room for %llu", member->name,
+                       (unsigned long long)(a->g.dev_sectors * RL_SECTOR),
+                       (unsigned long long)(sectors > superblock->data_offset ? (sectors - superblock->data_offset) * RL_SECTOR : 0));
+    if (index == RL_DEVICES_MAX || number >= (a->sb.version == 90 ? RL_SB90_DISKS : RL_SB_DEVS_MAX))
+        return rl_fail(EBUSY, "rl_array_add", -1, 0, "the array has no room for one more device: remove the faulty ones");
+    if (rl_member_block_bytes(member) > a->block_bytes)
+        return rl_fail(EINVAL, "rl_array_add", -1, 0, "%s has larger blocks than the array", member->name);
+    rc = rl_device_take(a, &c, index);
+    if (rc) {
+        if (a->device_count > index) {
+            free(a->devices[--a->device_count]);
+            atomic_fetch_sub(&member->users, 1);
+        }
+        return rc;
+    }
+    *device = index;
+    rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, member->name);
+    rc = rl_metadata_commit(a);
+    struct device *d = a->devices[index];
+    if (rc == 0 && d->state != RL_DEVICE_FAULTY)
+        return 0;
+    /* the member could not take its superblock: it was never in */
+    rc = rc ? rc : rl_fail(EIO, "rl_array_add", -1, 0, "%s", d->reason);
+    atomic_fetch_sub(&member->users, 1);
+    d->member = NULL;
+    d->state = RL_DEVICE_REMOVED;
+    return rc;
+}
+
+int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
+{
+    pthread_mutex_lock(&a->admin);
+    pthread_rwlock_wrlock(&a->config);
+    int rc = add_locked(a, member, superblock, device);
+    pthread_rwlock_unlock(&a->config);
+    pthread_mutex_unlock(&a->admin);
+    return rc;
+}
+
+static int activate_locked(rl_array *a, uint32_t device)
+{
+    int rc = check_admin(a, "rl_array_activate_spare", device, true);
+    struct device *d = rc ? NULL : a->devices[device];
+    if (rc)
+        return rc;
+    if (d->state != RL_DEVICE_SPARE)
+        return rl_fail(EINVAL, "rl_array_activate_spare", d->slot, 0, "%s is not a spare", d->member->name);
+    for (uint32_t slot = 0; slot < a->g.slots; slot++) {
+        if (a->slot_device[slot] >= 0)
+            continue;
+        a->slot_device[slot] = (int32_t)device;
+        d->slot = (int32_t)slot;
+        d->state = RL_DEVICE_REBUILDING;
+        atomic_store(&d->recovered, 0);
+        d->durable = 0;
+        rl_count_uneven(a);
+        return rl_metadata_commit(a);
+    }
+    return rl_fail(ENOENT, "rl_array_activate_spare", -1, 0, "no slot is empty");
+}
+
+int rl_array_activate_spare(rl_array *a, uint32_t device)
+{
+    pthread_mutex_lock(&a->admin);
+    pthread_rwlock_wrlock(&a->config);
+    int rc = activate_locked(a, device);
+    pthread_rwlock_unlock(&a->config);
+    pthread_mutex_unlock(&a->admin);
+    return rc;
+}

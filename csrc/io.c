@@ -1,0 +1,190 @@
+/* io.c: the I/O calls of the API: ranges are checked, requests are shared out to stripe.c or mirror.c, failures are settled before the answer (I1).
+ *
+ * A read goes to the devices at once, segment by segment, without a lock but config; what that cannot serve takes the slow way, under the stripe's lock.
+ * A write first sees to it that the superblocks say `active` (I3), then goes piece by piece; a piece during which a member died is done once more without it.
+ */
+#include "internal.h"
+
+#define BATCH_MAX 64u
+
+static int check_range(const rl_array *a, const char *call, uint64_t length, uint64_t offset)
+{
+    uint64_t size = rl_array_size(a);
+    int rc = rl_enter(a, call);
+    if (rc == 0 && (offset > size || length > size - offset))
+        return rl_fail(EINVAL, call, -1, offset, "%llu bytes at %llu are not inside the array, which has %llu", (unsigned long long)length,
+                       (unsigned long long)offset, (unsigned long long)size);
+    return rc;
+}
+
+/* The device that serves a segment best: for copies, each in turn for a stretch, write-mostly ones last. -1: only the slow way can. */
+static int choose_device(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t sectors, uint64_t offset,
+                         uint64_t *sector)
+{
+    int fallback = -1;
+    /* copies that may differ (a crash, no resync yet) are read in the order in which the resync will take them, or a read could change without a write */
+    bool agree = (offset / RL_SECTOR) + sectors <= atomic_load(&a->resync);
+    unsigned turn = count > 1 && agree ? (unsigned)((offset >> 20) % count) : 0;
+    for (unsigned j = 0; j < count; j++) {
+        const struct rl_place *p = &places[(turn + j) % count];
+        int device = rl_device_for_read(a, p->slot, p->sector, sectors);
+        if (device < 0)
+            continue;
+        bool write_mostly = agree && a->devices[device]->sb.devflags & 1;
+        if (!write_mostly || fallback < 0)
+            *sector = p->sector;
+        if (!write_mostly)
+            return device;
+        fallback = fallback < 0 ? device : fallback;
+    }
+    return fallback;
+}
+
+/* One segment (within a chunk) of a read: a request to a device, or length 0 if only the slow way can serve it. Returns its bytes. */
+static uint64_t read_segment(const rl_array *a, void *buffer, uint64_t length, uint64_t offset, struct rl_io *io)
+{
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t run = 0, within = offset % RL_SECTOR, sector = 0;
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
+    uint64_t bytes = rl_min(length, run * RL_SECTOR - within);
+    int device = choose_device(a, places, count, (within + bytes + RL_SECTOR - 1) / RL_SECTOR, offset, &sector);
+    *io = (struct rl_io){.buffer = buffer};
+    if (device >= 0)
+        *io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, sector * RL_SECTOR + within, bytes);
+    return bytes;
+}
+
+static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_t offset, uint64_t *done)
+{
+    rl_array *a = rq->a;
+    struct rl_io ios[BATCH_MAX], fast[BATCH_MAX];
+    uint64_t at[BATCH_MAX + 1] = {0};
+    unsigned count = 0, fast_count = 0;
+    for (; count < BATCH_MAX && at[count] < length; count++) {
+        at[count + 1] = at[count] + read_segment(a, buffer + at[count], length - at[count], offset + at[count], &ios[count]);
+        if (ios[count].length) {
+            fast[fast_count] = ios[count];
+            fast[fast_count++].tag = (uint16_t)count;
+        }
+    }
+    rl_io_run(fast, fast_count);
+    for (unsigned i = 0; i < fast_count; i++) {
+        ios[fast[i].tag].length = fast[i].result ? 0 : fast[i].length;
+        if (fast[i].result == -ENODEV)
+            rl_request_failed(rq, fast[i].device, fast[i].result);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (ios[i].length)
+            continue;
+        int rc = a->g.parity ? rl_stripe_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i])
+                             : rl_mirror_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i]);
+        if (rc)
+            return rc;
+    }
+    *done = at[count];
+    return 0;
+}
+
+int rl_array_pread(rl_array *a, void *buffer, uint64_t length, uint64_t offset)
+{
+    struct request rq = {.a = a};
+    int rc = check_range(a, "rl_array_pread", length, offset);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        pthread_rwlock_rdlock(&a->config);
+        rc = read_batch(&rq, (char *)buffer + done, length - done, offset + done, &step);
+        pthread_rwlock_unlock(&a->config);
+        /* what was read is right whether or not the failure could be recorded: a broken array says so to its writers */
+        if (rq.failed_count)
+            (void)rl_request_settle(&rq);
+    }
+    if (rc == 0) {
+        atomic_fetch_add_explicit(&a->reads, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&a->read_bytes, length, memory_order_relaxed);
+    }
+    return rc;
+}
+
+/* Writes may begin: the superblocks say active. */
+static int ensure_active(rl_array *a)
+{
+    if (atomic_load(&a->active))
+        return 0;
+    pthread_rwlock_wrlock(&a->config);
+    int rc = rl_metadata_set_active(a);
+    pthread_rwlock_unlock(&a->config);
+    return rc;
+}
+
+static int write_all(rl_array *a, struct workspace *w, const char *buffer, uint64_t length, uint64_t offset, bool stable)
+{
+    struct request rq = {.a = a};
+    int rc = 0;
+    for (uint64_t done = 0; rc == 0 && done < length;) {
+        int64_t step = 0;
+        rc = ensure_active(a);
+        if (rc)
+            break;
+        pthread_rwlock_rdlock(&a->config);
+        if (atomic_load(&a->active)) /* else it went clean in between: once more */
+            step = a->g.parity ? rl_stripe_write(&rq, w, buffer + done, length - done, offset + done, stable)
+                               : rl_mirror_write(&rq, w, buffer + done, length - done, offset + done, stable);
+        pthread_rwlock_unlock(&a->config);
+        int settled = rl_request_settle(&rq); /* I1 */
+        rc = step < 0 ? (int)step : settled;
+        done += step > 0 ? (uint64_t)step : 0;
+    }
+    return rc;
+}
+
+int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    static const char call[] = "rl_array_pwrite";
+    int rc = check_range(a, call, length, offset);
+    if (rc)
+        return rc;
+    if (a->flags & RL_ARRAY_READ_ONLY)
+        return rl_fail(EROFS, call, -1, offset, "the array is open read-only");
+    if (atomic_load(&a->broken))
+        return rl_fail(EIO, call, -1, offset, "the array has failed: more members are gone than it bears");
+    struct workspace *w = rl_workspace_get(a);
+    if (!w)
+        return rl_fail(ENOMEM, call, -1, offset, "no memory");
+    atomic_fetch_add(&a->open_writes, 1); /* I3: not clean before it is settled */
+    rc = write_all(a, w, buffer, length, offset, flags & RL_BUFFER_STABLE);
+    rl_workspace_put(a, w);
+    atomic_store(&a->last_write_ns, a->clock_ns(a->clock_context));
+    atomic_fetch_sub(&a->open_writes, 1);
+    if (rc == 0) {
+        atomic_fetch_add_explicit(&a->writes, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&a->written_bytes, length, memory_order_relaxed);
+    }
+    return rc;
+}
+
+int rl_array_flush(rl_array *a)
+{
+    struct request rq = {.a = a};
+    int rc = rl_enter(a, "rl_array_flush");
+    if (rc || a->flags & RL_ARRAY_READ_ONLY)
+        return rc;
+    pthread_rwlock_rdlock(&a->config);
+    uint64_t failures = rl_flush_devices(a, &rq);
+    pthread_rwlock_unlock(&a->config);
+    rc = rl_request_settle(&rq);
+    if (rc == 0 && failures > RL_FAILED_MAX)
+        return rl_fail(EIO, "rl_array_flush", -1, 0, "%llu members failed to flush at once", (unsigned long long)failures);
+    if (rc == 0 && atomic_load(&a->broken))
+        return rl_fail(EIO, "rl_array_flush", -1, 0, "the array has failed: more members are gone than it bears");
+    return rc;
+}
+
+int rl_array_zero(rl_array *a, uint64_t length, uint64_t offset)
+{
+    static const uint8_t zeros[65536];
+    int rc = check_range(a, "rl_array_zero", length, offset);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        step = rl_min(length - done, sizeof zeros);
+        rc = rl_array_pwrite(a, zeros, step, offset + done, RL_BUFFER_STABLE);
+    }
+    return rc;
+}
