@@ -357,9 +357,9 @@ static int door_flush(void *handle)
     return rl_array_flush(handle);
 }
 
-static int door_zero(void *handle, uint64_t length, uint64_t offset)
+static int door_zero(void *handle, uint64_t length, uint64_t offset, uint32_t flags)
 {
-    return rl_array_zero(handle, length, offset);
+    return rl_array_zero(handle, length, offset, flags);
 }
 
 static uint64_t door_size(void *handle)
@@ -374,6 +374,6 @@ static uint32_t door_block_bytes(void *handle)
 
 const struct rl_block_ops *rl_array_block_ops(void)
 {
-    static const struct rl_block_ops ops = {sizeof ops, 1, door_pread, door_pwrite, door_flush, door_zero, door_size, door_block_bytes};
+    static const struct rl_block_ops ops = {sizeof ops, 2, door_pread, door_pwrite, door_flush, door_zero, door_size, door_block_bytes};
     return &ops;
 }

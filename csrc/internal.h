@@ -5,7 +5,7 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->events_lock, pool lock (leaves)
+ *   4. array->events_lock, pool lock, a lane's lock (leaves)
  */
 #ifndef RAIDLIB_INTERNAL_H
 #define RAIDLIB_INTERNAL_H
@@ -56,6 +56,8 @@ struct rl_member_ops {
     const char *kind;
     int (*pread)(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
     int (*pwrite)(rl_member *member, const void *buffer, uint64_t length, uint64_t offset);
+    /* The range reads as zeros afterwards. -EOPNOTSUPP, or NULL: the caller writes zeros. flags: RL_ZERO_*. */
+    int (*zero)(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags);
     int (*flush)(rl_member *member);
     int (*probe)(rl_member *member);
     void (*close)(rl_member *member);
@@ -68,6 +70,8 @@ struct rl_member {
     uint32_t memory_align; /* buffers begin at multiples of it; 1: anywhere */
     uint32_t flags;        /* RL_MEMBER_* */
     atomic_uint users;     /* arrays that have it open */
+    bool can_hang;         /* its kind may be silent for ever */
+    struct lane *lane;     /* with a deadline: its queue (deadline.c); NULL: the caller's thread does its requests */
     char *name;            /* for messages */
     pthread_mutex_t trouble_lock;
     char trouble[160]; /* trouble_lock: the last failure in words */
@@ -77,9 +81,11 @@ int rl_member_new(size_t bytes, const struct rl_member_ops *ops, const char *nam
 int rl_member_well(rl_member *member); /* a flush or probe that always succeeds */
 /* Why the member failed last, in words. */
 void rl_member_trouble(rl_member *member, char *out, size_t length);
+/* Keeps the words of a failure (rl_last_error) for whoever will have to explain it; passes the result on. */
+int rl_member_noted(rl_member *member, int rc);
 
 /* One request to one device. The order of a device's requests and what may run beside what is decided by the callers; rl_io_run submits all and waits for all,
- * so that a back end with queues (io_uring) or with deadlines (parked, engine-owned buffers) fits in behind it without a change above. */
+ * those of members with a deadline at once and beside each other, in buffers of their own. A back end with queues (io_uring) fits in behind it without a change above. */
 struct rl_io {
     rl_member *member;
     void *buffer;
@@ -88,11 +94,20 @@ struct rl_io {
     uint32_t device; /* the caller's: index in the array */
     uint16_t tag;    /* the caller's */
     uint8_t op;      /* RL_OP_* */
-    uint8_t flags;   /* RL_IO_* */
+    uint8_t flags;   /* RL_IO_*; RL_ZERO_* */
     int result;      /* 0 or -errno */
+    struct ask *ask; /* deadline.c, while it is under way */
 };
-enum { RL_OP_READ, RL_OP_WRITE, RL_OP_FLUSH };
+enum { RL_OP_READ, RL_OP_WRITE, RL_OP_ZERO, RL_OP_FLUSH, RL_OP_PROBE };
 void rl_io_run(struct rl_io *ios, unsigned count);
+void rl_member_do(struct rl_io *io);     /* one request, on this thread */
+void rl_member_free(rl_member *member);  /* nobody has it any more */
+
+/* deadline.c */
+void rl_lane_submit(struct rl_io *io);
+void rl_lane_wait(struct rl_io *io);
+void rl_lane_close(struct lane *lane);
+void rl_lane_free(struct lane *lane);
 
 /* ---- Arrays ------------------------------------------------------------------------------------------------------- */
 
@@ -162,7 +177,7 @@ struct rl_array {
     uint64_t event_head, event_tail; /* events_lock: next to write, next to read */
     bool stopped;                    /* events_lock */
     bool attention;                  /* events_lock: something happened that the owner may have to act on */
-    uint64_t next_probe_ns;          /* service thread only */
+    uint64_t next_probe_ns, next_look_ns; /* service thread only */
 };
 
 /* One call of a user, or one window of a job: what it found dead. */
@@ -216,6 +231,11 @@ uint64_t rl_lock_flushed(rl_array *a, struct request *rq);
 /* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, 0 to be called again once the request is settled, or -errno. */
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
 int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
+/* The same for zeros. -EOPNOTSUPP: no whole stripe, or no whole block, begins there; they have to be written. */
+int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags);
+int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags);
+/* io.c: makes zeros of the ranges, by writing them where the member cannot. */
+void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags);
 /* The slow ways to read one segment that lies in one chunk: from what is left. */
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);

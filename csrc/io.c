@@ -115,7 +115,67 @@ static int ensure_active(rl_array *a)
     return rc;
 }
 
-static int write_all(rl_array *a, struct workspace *w, const char *buffer, uint64_t length, uint64_t offset, bool stable)
+/* ---- zeros -------------------------------------------------------------------------------------------------------- */
+
+static const void *zeros(void)
+{
+    static _Alignas(RL_BUFFER_ALIGN) char block[RL_SLICE_BYTES]; /* never written to */
+    return block;
+}
+
+static void write_zeros(struct rl_io *io)
+{
+    uint64_t step = 0;
+    io->result = 0;
+    for (uint64_t done = 0; io->result == 0 && done < io->length; done += step) {
+        step = rl_min(io->length - done, RL_SLICE_BYTES);
+        struct rl_io part = {
+            .member = io->member, .op = RL_OP_WRITE, .buffer = (void *)(uintptr_t)zeros(), .offset = io->offset + done, .length = step};
+        rl_io_run(&part, 1);
+        io->result = part.result;
+    }
+}
+
+void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags)
+{
+    for (unsigned i = 0; i < count; i++) {
+        ios[i].op = RL_OP_ZERO;
+        ios[i].flags = (uint8_t)flags;
+    }
+    rl_io_run(ios, count);
+    for (unsigned i = 0; i < count; i++) {
+        if (ios[i].result == -EOPNOTSUPP)
+            write_zeros(&ios[i]);
+    }
+}
+
+/* ---- changes ------------------------------------------------------------------------------------------------------ */
+
+/* What is to become of a range: the caller's bytes, or with NULL zeros. */
+struct change {
+    const char *buffer;
+    bool stable;
+    uint32_t zero_flags;
+};
+
+static int64_t change_piece(struct request *rq, struct workspace *w, const struct change *c, uint64_t done, uint64_t length,
+                            uint64_t offset)
+{
+    rl_array *a = rq->a;
+    bool parity = a->g.parity > 0, stable = c->stable || !c->buffer;
+    const char *source = c->buffer ? c->buffer + done : zeros();
+    if (!c->buffer) {
+        int64_t step = parity ? rl_stripe_zero(rq, w, length, offset, c->zero_flags) : rl_mirror_zero(rq, w, length, offset, c->zero_flags);
+        if (step != -EOPNOTSUPP)
+            return step;
+        /* written, up to where the next stripe or block begins */
+        uint64_t unit = parity ? (uint64_t)a->g.data * a->g.chunk_sectors * RL_SECTOR : a->block_bytes;
+        length = rl_min(rl_min(length, unit - offset % unit), RL_SLICE_BYTES);
+    }
+    return parity ? rl_stripe_write(rq, w, source, length, offset, stable) : rl_mirror_write(rq, w, source, length, offset, stable);
+}
+
+static int change_all(rl_array *a, struct workspace *w, const struct change *c, uint64_t length, uint64_t offset)
 {
     struct request rq = {.a = a};
     int rc = 0;
@@ -126,8 +186,7 @@ static int write_all(rl_array *a, struct workspace *w, const char *buffer, uint6
             break;
         pthread_rwlock_rdlock(&a->config);
         if (atomic_load(&a->active)) /* else it went clean in between: once more */
-            step = a->g.parity ? rl_stripe_write(&rq, w, buffer + done, length - done, offset + done, stable)
-                               : rl_mirror_write(&rq, w, buffer + done, length - done, offset + done, stable);
+            step = change_piece(&rq, w, c, done, length - done, offset + done);
         pthread_rwlock_unlock(&a->config);
         int settled = rl_request_settle(&rq); /* I1 */
         rc = step < 0 ? (int)step : settled;
@@ -136,9 +195,8 @@ static int write_all(rl_array *a, struct workspace *w, const char *buffer, uint6
     return rc;
 }
 
-int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+static int change(rl_array *a, const char *call, const struct change *c, uint64_t length, uint64_t offset)
 {
-    static const char call[] = "rl_array_pwrite";
     int rc = check_range(a, call, length, offset);
     if (rc)
         return rc;
@@ -150,7 +208,7 @@ int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t o
     if (!w)
         return rl_fail(ENOMEM, call, -1, offset, "no memory");
     atomic_fetch_add(&a->open_writes, 1); /* I3: not clean before it is settled */
-    rc = write_all(a, w, buffer, length, offset, flags & RL_BUFFER_STABLE);
+    rc = change_all(a, w, c, length, offset);
     rl_workspace_put(a, w);
     atomic_store(&a->last_write_ns, a->clock_ns(a->clock_context));
     atomic_fetch_sub(&a->open_writes, 1);
@@ -159,6 +217,19 @@ int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t o
         atomic_fetch_add_explicit(&a->written_bytes, length, memory_order_relaxed);
     }
     return rc;
+}
+
+int rl_array_pwrite(rl_array *a, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    RL_ASSERT(buffer || length == 0);
+    struct change c = {.buffer = buffer, .stable = flags & RL_BUFFER_STABLE};
+    return length ? change(a, "rl_array_pwrite", &c, length, offset) : check_range(a, "rl_array_pwrite", length, offset);
+}
+
+int rl_array_zero(rl_array *a, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    struct change c = {.zero_flags = flags};
+    return change(a, "rl_array_zero", &c, length, offset);
 }
 
 int rl_array_flush(rl_array *a)
@@ -175,16 +246,5 @@ int rl_array_flush(rl_array *a)
         return rl_fail(EIO, "rl_array_flush", -1, 0, "%llu members failed to flush at once", (unsigned long long)failures);
     if (rc == 0 && atomic_load(&a->broken))
         return rl_fail(EIO, "rl_array_flush", -1, 0, "the array has failed: more members are gone than it bears");
-    return rc;
-}
-
-int rl_array_zero(rl_array *a, uint64_t length, uint64_t offset)
-{
-    static const uint8_t zeros[65536];
-    int rc = check_range(a, "rl_array_zero", length, offset);
-    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
-        step = rl_min(length - done, sizeof zeros);
-        rc = rl_array_pwrite(a, zeros, step, offset + done, RL_BUFFER_STABLE);
-    }
     return rc;
 }

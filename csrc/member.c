@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* ---- errors ------------------------------------------------------------------------------------------------------- */
@@ -165,6 +166,22 @@ static int fd_flush(rl_member *member)
     return 0;
 }
 
+/* A hole, or (not discard) zeros for which the space is kept. */
+static int fd_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    struct fd_member *m = (struct fd_member *)member;
+    int mode = FALLOC_FL_KEEP_SIZE | (flags & RL_ZERO_DISCARD ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+    int rc = fd_alive(m, offset), failed = 0;
+    if (rc)
+        return rc;
+    do
+        failed = fallocate(m->fd, mode, (off_t)offset, (off_t)length) ? errno : 0;
+    while (failed == EINTR);
+    if (failed == EOPNOTSUPP || failed == ENOSYS || failed == EINVAL || failed == EPERM || failed == ENODEV)
+        return rl_fail(EOPNOTSUPP, member->name, -1, offset, "%s cannot make zeros without writing them", member->name);
+    return failed ? rl_fail(failed, member->name, -1, offset, "making zeros in %s failed: %s", member->name, strerror(failed)) : 0;
+}
+
 static int fd_probe(rl_member *member)
 {
     struct fd_member *m = (struct fd_member *)member;
@@ -184,7 +201,36 @@ static void fd_close(rl_member *member)
     close(((struct fd_member *)member)->fd);
 }
 
-static const struct rl_member_ops fd_ops = {"file", fd_pread, fd_pwrite, fd_flush, fd_probe, fd_close};
+static const struct rl_member_ops fd_ops = {
+    .kind = "file", .pread = fd_pread, .pwrite = fd_pwrite, .zero = fd_zero, .flush = fd_flush, .probe = fd_probe, .close = fd_close};
+
+/* On a file system that another process or another machine serves, and that may therefore be silent for ever. statfs(2) has the numbers. */
+static bool lies_elsewhere(int fd)
+{
+    static const uint32_t magics[] = {
+        0x65735546, /* FUSE */
+        0x6969,     /* NFS */
+        0xff534d42, /* CIFS */
+        0xfe534d42, /* SMB 2 and 3 */
+        0x517b,     /* SMB 1 */
+        0x00c36400, /* Ceph */
+        0x01021997, /* 9p */
+        0x5346414f, /* AFS */
+        0x6b414653, /* kAFS */
+        0x73757245, /* Coda */
+        0x01161970, /* GFS2 */
+        0x7461636f, /* OCFS2 */
+        0x0bd00bd0, /* Lustre */
+    };
+    struct statfs where;
+    if (fstatfs(fd, &where))
+        return true;
+    for (unsigned i = 0; i < sizeof magics / sizeof *magics; i++) {
+        if ((uint32_t)where.f_type == magics[i])
+            return true;
+    }
+    return false;
+}
 
 int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
 {
@@ -209,6 +255,7 @@ int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
     }
     struct fd_member *m = (struct fd_member *)base;
     m->fd = copy;
+    base->can_hang = S_ISBLK(now.st_mode) || lies_elsewhere(copy);
     m->is_file = S_ISREG(now.st_mode);
     m->has_path = path != NULL;
     m->device = now.st_dev;
@@ -258,8 +305,12 @@ static void callback_close(rl_member *member)
     (void)member; /* the context is the caller's */
 }
 
-static const struct rl_member_ops callback_ops = {"object",       callback_pread, callback_pwrite,
-                                                  callback_flush, rl_member_well, callback_close};
+static const struct rl_member_ops callback_ops = {.kind = "object",
+                                                  .pread = callback_pread,
+                                                  .pwrite = callback_pwrite,
+                                                  .flush = callback_flush,
+                                                  .probe = rl_member_well,
+                                                  .close = callback_close};
 
 int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
                              const char *name, rl_member **out)
@@ -276,6 +327,7 @@ int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *
     struct callback_member *m = (struct callback_member *)base;
     m->callbacks = *callbacks;
     m->context = context;
+    base->can_hang = true;
     base->size_bytes = size_bytes;
     base->block_bytes = block_bytes;
     *out = base;
@@ -284,21 +336,30 @@ int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *
 
 /* ---- the door ----------------------------------------------------------------------------------------------------- */
 
+void rl_member_free(rl_member *member)
+{
+    member->ops->close(member);
+    if (member->lane)
+        rl_lane_free(member->lane);
+    pthread_mutex_destroy(&member->trouble_lock);
+    free(member->name);
+    free(member);
+}
+
 int rl_member_close(rl_member *member)
 {
     if (!member)
         return 0;
     if (atomic_load(&member->users))
         return rl_fail(EBUSY, "rl_member_close", -1, 0, "%s is in use by an array", member->name);
-    member->ops->close(member);
-    pthread_mutex_destroy(&member->trouble_lock);
-    free(member->name);
-    free(member);
+    if (member->lane)
+        rl_lane_close(member->lane); /* D4: freed by the last thread that serves it */
+    else
+        rl_member_free(member);
     return 0;
 }
 
-/* Keeps the words of a failure for whoever will have to explain it; passes the result on. */
-static int noted(rl_member *member, int rc)
+int rl_member_noted(rl_member *member, int rc)
 {
     if (rc) {
         pthread_mutex_lock(&member->trouble_lock);
@@ -320,6 +381,11 @@ uint64_t rl_member_size(const rl_member *member)
     return member->size_bytes;
 }
 
+int rl_member_can_hang(const rl_member *member)
+{
+    return member->can_hang;
+}
+
 uint32_t rl_member_block_bytes(const rl_member *member)
 {
     return member->block_bytes;
@@ -338,33 +404,37 @@ static bool aligned(const rl_member *m, const void *buffer, uint64_t length, uin
     return (length | offset) % m->block_bytes == 0 && (uintptr_t)buffer % m->memory_align == 0;
 }
 
-int rl_member_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+static int do_read(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
 {
-    int rc = check_range(member, length, offset);
-    if (rc || aligned(member, buffer, length, offset))
-        return rc ? rc : member->ops->pread(member, buffer, length, offset, flags);
+    if (aligned(member, buffer, length, offset))
+        return member->ops->pread(member, buffer, length, offset, flags);
     uint64_t low = rl_round_down(offset, member->block_bytes);
     uint64_t high = rl_min(rl_round_up(offset + length, member->block_bytes), member->size_bytes);
     void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(high - low, RL_BUFFER_ALIGN));
     if (!bounce)
         return rl_fail(ENOMEM, "rl_member_pread", -1, offset, "no memory for %llu bytes", (unsigned long long)(high - low));
-    rc = member->ops->pread(member, bounce, high - low, low, flags);
+    int rc = member->ops->pread(member, bounce, high - low, low, flags);
     if (rc == 0)
         memcpy(buffer, (char *)bounce + (offset - low), length);
     free(bounce);
     return rc;
 }
 
-int rl_member_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
+static int check_write(const rl_member *member, uint64_t length, uint64_t offset)
 {
-    int rc = check_range(member, length, offset);
-    if (rc == 0 && member->flags & RL_MEMBER_READ_ONLY)
+    if (member->flags & RL_MEMBER_READ_ONLY)
         return rl_fail(EROFS, "rl_member_pwrite", -1, offset, "%s is open read-only", member->name);
-    if (rc || aligned(member, buffer, length, offset))
-        return rc ? rc : member->ops->pwrite(member, buffer, length, offset);
     if ((length | offset) % member->block_bytes)
         return rl_fail(EINVAL, "rl_member_pwrite", -1, offset, "%llu bytes at %llu are not whole blocks of %s", (unsigned long long)length,
                        (unsigned long long)offset, member->name);
+    return 0;
+}
+
+static int do_write(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
+{
+    int rc = check_write(member, length, offset);
+    if (rc || aligned(member, buffer, length, offset))
+        return rc ? rc : member->ops->pwrite(member, buffer, length, offset);
     void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(length, RL_BUFFER_ALIGN));
     if (!bounce)
         return rl_fail(ENOMEM, "rl_member_pwrite", -1, offset, "no memory for %llu bytes", (unsigned long long)length);
@@ -374,25 +444,76 @@ int rl_member_pwrite(rl_member *member, const void *buffer, uint64_t length, uin
     return rc;
 }
 
-int rl_member_flush(rl_member *member)
+static int do_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags)
 {
-    return member->flags & RL_MEMBER_READ_ONLY ? 0 : member->ops->flush(member);
+    int rc = check_write(member, length, offset);
+    if (rc == 0 && !member->ops->zero)
+        return rl_fail(EOPNOTSUPP, "rl_member_zero", -1, offset, "%s cannot make zeros without writing them", member->name);
+    return rc ? rc : member->ops->zero(member, length, offset, flags);
 }
 
-int rl_member_probe(rl_member *member)
+void rl_member_do(struct rl_io *io)
 {
-    return noted(member, member->ops->probe(member));
+    rl_member *m = io->member;
+    int rc = io->op == RL_OP_FLUSH || io->op == RL_OP_PROBE ? 0 : check_range(m, io->length, io->offset);
+    if (rc == 0 && io->op == RL_OP_READ)
+        rc = do_read(m, io->buffer, io->length, io->offset, io->flags);
+    else if (rc == 0 && io->op == RL_OP_WRITE)
+        rc = do_write(m, io->buffer, io->length, io->offset);
+    else if (rc == 0 && io->op == RL_OP_ZERO)
+        rc = do_zero(m, io->length, io->offset, io->flags);
+    else if (rc == 0 && io->op == RL_OP_FLUSH)
+        rc = m->flags & RL_MEMBER_READ_ONLY ? 0 : m->ops->flush(m);
+    else if (rc == 0)
+        rc = m->ops->probe(m);
+    io->result = rl_member_noted(m, rc);
 }
 
 void rl_io_run(struct rl_io *ios, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
-        struct rl_io *io = &ios[i];
-        if (io->op == RL_OP_READ)
-            io->result = noted(io->member, rl_member_pread(io->member, io->buffer, io->length, io->offset, io->flags));
-        else if (io->op == RL_OP_WRITE)
-            io->result = noted(io->member, rl_member_pwrite(io->member, io->buffer, io->length, io->offset));
-        else
-            io->result = noted(io->member, rl_member_flush(io->member));
+        if (ios[i].member->lane)
+            rl_lane_submit(&ios[i]);
     }
+    for (unsigned i = 0; i < count; i++) {
+        if (!ios[i].member->lane)
+            rl_member_do(&ios[i]);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (ios[i].member->lane)
+            rl_lane_wait(&ios[i]);
+    }
+}
+
+static int run_one(struct rl_io io)
+{
+    rl_io_run(&io, 1);
+    return io.result;
+}
+
+int rl_member_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    return run_one(
+        (struct rl_io){.member = member, .op = RL_OP_READ, .buffer = buffer, .length = length, .offset = offset, .flags = (uint8_t)flags});
+}
+
+int rl_member_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
+{
+    return run_one(
+        (struct rl_io){.member = member, .op = RL_OP_WRITE, .buffer = (void *)(uintptr_t)buffer, .length = length, .offset = offset});
+}
+
+int rl_member_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    return run_one((struct rl_io){.member = member, .op = RL_OP_ZERO, .length = length, .offset = offset, .flags = (uint8_t)flags});
+}
+
+int rl_member_flush(rl_member *member)
+{
+    return run_one((struct rl_io){.member = member, .op = RL_OP_FLUSH});
+}
+
+int rl_member_probe(rl_member *member)
+{
+    return run_one((struct rl_io){.member = member, .op = RL_OP_PROBE});
 }

@@ -63,7 +63,12 @@ static void memory_close(rl_member *member)
         pthread_mutex_destroy(&m->lock[i]);
 }
 
-static const struct rl_member_ops memory_ops = {"memory", memory_pread, memory_pwrite, rl_member_well, rl_member_well, memory_close};
+static const struct rl_member_ops memory_ops = {.kind = "memory",
+                                                .pread = memory_pread,
+                                                .pwrite = memory_pwrite,
+                                                .flush = rl_member_well,
+                                                .probe = rl_member_well,
+                                                .close = memory_close};
 
 int rl_member_open_memory(uint64_t size_bytes, rl_member **out)
 {

@@ -152,6 +152,14 @@ static int make_copies_agree(struct request *rq, struct workspace *w, unsigned c
     return rc;
 }
 
+static int judge_copies(struct request *rq, struct workspace *w, const struct rl_place *places, unsigned count, uint64_t offset)
+{
+    int rc = rl_judge_writes(rq, w->io, count);
+    if (rl_is_space_error(rc) && make_copies_agree(rq, w, count))
+        rl_set_resync_back(rq->a, rq->a->g.level == 10 ? offset / RL_SECTOR : places[0].sector);
+    return rc;
+}
+
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable)
 {
     rl_array *a = rq->a;
@@ -173,9 +181,7 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
     if (data && rq->failed_count == 0) {
         unsigned n = add_writes(a, w->io, places, count, data, high - low);
         rl_io_run(w->io, n);
-        rc = rl_judge_writes(rq, w->io, n);
-        if (rl_is_space_error(rc) && make_copies_agree(rq, w, n))
-            rl_set_resync_back(a, a->g.level == 10 ? low / RL_SECTOR : places[0].sector);
+        rc = judge_copies(rq, w, places, n, low);
         /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it
          * has over ours */
         if (rc == 0 && rq->failed_count)
@@ -185,4 +191,25 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
     }
     pthread_mutex_unlock(rl_stripe_lock(a, region));
     return rc ? rc : (int64_t)length;
+}
+
+int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    rl_array *a = rq->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t end = 0, run = 0, region = rl_mirror_region(a, offset / RL_SECTOR, &end);
+    length = rl_round_down(rl_min(length, end * RL_SECTOR - offset), a->block_bytes);
+    if (offset % a->block_bytes || length == 0)
+        return -EOPNOTSUPP;
+    pthread_mutex_lock(rl_stripe_lock(a, region));
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
+    uint64_t sectors = rl_min(run, length / RL_SECTOR);
+    for (unsigned i = 0; i < count; i++)
+        sectors = rl_uniform_run(a, places[i].sector, sectors);
+    length = sectors * RL_SECTOR;
+    unsigned n = add_writes(a, w->io, places, count, NULL, length);
+    rl_zero_run(w->io, n, flags);
+    int rc = judge_copies(rq, w, places, n, offset);
+    pthread_mutex_unlock(rl_stripe_lock(a, region));
+    return rc ? rc : rq->failed_count ? 0 : (int64_t)length;
 }

@@ -251,6 +251,17 @@ struct rl_member_callbacks {
 int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
                              const char *name, rl_member **out);
 
+/* 1 if requests to it may be silent for ever: callbacks, block devices, files on a network or FUSE file system. (The kernel ends requests to its own disks.) */
+int rl_member_can_hang(const rl_member *member);
+/* Gives the member a deadline, before its first request: its requests are then done by threads that the owner lends (rl_member_serve, exactly `threads` times), in
+ * memory of the engine's own, and no caller waits for one longer than deadline_ms. A member that misses it is dead (-ENODEV, for ever) and fenced: its unfinished
+ * requests are parked until they end, and what they bring then reaches nobody. Later calls change the deadline alone. */
+int rl_member_set_deadline(rl_member *member, uint32_t deadline_ms, unsigned threads);
+/* Lends the calling thread to a member with a deadline, until it is closed. The last thread to come back frees the member. */
+int rl_member_serve(rl_member *member);
+/* Requests that have missed the deadline and have not ended. Until it is 0 what lies behind the member must not be used by another one. */
+unsigned rl_member_parked(const rl_member *member);
+
 /* -EBUSY while an array uses it. NULL is a harmless no-op. */
 int rl_member_close(rl_member *member);
 uint64_t rl_member_size(const rl_member *member);
@@ -259,6 +270,9 @@ uint32_t rl_member_block_bytes(const rl_member *member);
 /* Whole request or failure. Any offset and length inside the member; a request past its end is -EINVAL. */
 int rl_member_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
 int rl_member_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset);
+/* The range, whole blocks, reads as zeros afterwards. -EOPNOTSUPP where that would take writing them. */
+#define RL_ZERO_DISCARD 1 /* its space may be given back; else it is kept */
+int rl_member_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags);
 int rl_member_flush(rl_member *member);
 /* The heartbeat: 0, or -ENODEV with the reason in words if the member is gone. */
 int rl_member_probe(rl_member *member);
@@ -321,8 +335,8 @@ int rl_array_pread(rl_array *array, void *buffer, uint64_t length, uint64_t offs
 int rl_array_pwrite(rl_array *array, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
 /* Everything acknowledged before is on stable storage of every member in use. A member whose flush fails is failed. */
 int rl_array_flush(rl_array *array);
-/* The range reads as zeros afterwards. */
-int rl_array_zero(rl_array *array, uint64_t length, uint64_t offset);
+/* The range reads as zeros afterwards. flags: RL_ZERO_*. Whole stripes reach the members as such, where they then give zeros; the rest is written. */
+int rl_array_zero(rl_array *array, uint64_t length, uint64_t offset, uint32_t flags);
 
 /* Fails a device: it is out, and the survivors' superblocks say so, before the call returns. -EBUSY if content would be lost by it. */
 int rl_array_fail(rl_array *array, uint32_t device);
@@ -442,11 +456,11 @@ void rl_sync_free(rl_sync *sync);
 /* The table of block operations that doors (FUSE, NBD) use on a handle. Same contracts as rl_array_*. */
 struct rl_block_ops {
     uint32_t size_of;
-    uint32_t version; /* 1 */
+    uint32_t version; /* 2 */
     int (*pread)(void *handle, void *buffer, uint64_t length, uint64_t offset);
     int (*pwrite)(void *handle, const void *buffer, uint64_t length, uint64_t offset, uint32_t flags);
     int (*flush)(void *handle);
-    int (*zero)(void *handle, uint64_t length, uint64_t offset);
+    int (*zero)(void *handle, uint64_t length, uint64_t offset, uint32_t flags);
     uint64_t (*size)(void *handle);
     uint32_t (*block_bytes)(void *handle);
 };

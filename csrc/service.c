@@ -5,6 +5,7 @@
 #include <time.h>
 
 #define PROBE_NS 1000000000u /* a heartbeat of every member each second */
+#define LOOK_NS 10000000000u /* and a look at its superblock every ten: that is I/O */
 
 static int go_clean_if_idle(rl_array *a)
 {
@@ -27,16 +28,60 @@ static int go_clean_if_idle(rl_array *a)
     return (int)a->safe_mode_ms;
 }
 
-static void probe_members(rl_array *a)
+/* Is the superblock on the member still the one that was written there? Another array's, or none, means that someone has overwritten it; a later one, that someone else
+ * uses the member. What cannot be read is left to the next commit, which writes it anew. */
+static int judge_superblock(const rl_array *a, const struct device *d, const void *block)
 {
-    struct request rq = {.a = a};
-    pthread_rwlock_rdlock(&a->config);
+    struct rl_superblock sb;
+    int rc = rl_superblock_decode(block, a->sb.version, d->sb.super_offset, rl_member_size(d->member) / RL_SECTOR, &sb);
+    if (rc || memcmp(sb.set_uuid, a->sb.set_uuid, sizeof sb.set_uuid) != 0 ||
+        memcmp(sb.device_uuid, d->sb.device_uuid, sizeof sb.device_uuid) != 0)
+        rc = rl_fail(ENODEV, "rl_array_service", d->slot, 0, "%s: its superblock was overwritten", d->member->name);
+    else if (sb.events > a->sb.events)
+        rc = rl_fail(ENODEV, "rl_array_service", d->slot, 0, "%s is in use by somebody else: its superblock is newer than ours",
+                     d->member->name);
+    return rl_member_noted(d->member, rc);
+}
+
+/* One request to every device at once: a probe, or a read of its superblock. */
+static unsigned ask_members(const rl_array *a, struct rl_io *io, uint8_t op, char *blocks)
+{
+    unsigned count = 0;
     for (uint32_t i = 0; i < a->device_count; i++) {
         const struct device *d = a->devices[i];
-        int rc = d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED ? 0 : rl_member_probe(d->member);
-        if (rc)
-            rl_request_failed(&rq, i, rc);
+        if (d->state == RL_DEVICE_FAULTY || d->state == RL_DEVICE_REMOVED)
+            continue;
+        io[count] = (struct rl_io){.member = d->member, .op = op, .device = i};
+        if (op == RL_OP_READ) {
+            io[count].buffer = blocks + count * RL_SB_BYTES;
+            io[count].offset = d->sb.super_offset * RL_SECTOR;
+            io[count].length = RL_SB_BYTES;
+        }
+        count++;
     }
+    rl_io_run(io, count);
+    return count;
+}
+
+static void probe_members(rl_array *a, bool superblocks)
+{
+    struct request rq = {.a = a};
+    struct rl_io io[RL_DEVICES_MAX];
+    pthread_rwlock_rdlock(&a->config);
+    unsigned count = ask_members(a, io, RL_OP_PROBE, NULL);
+    for (unsigned i = 0; i < count; i++) {
+        if (io[i].result)
+            rl_request_failed(&rq, io[i].device, io[i].result);
+    }
+    char *blocks = superblocks ? aligned_alloc(RL_BUFFER_ALIGN, (size_t)a->device_count * RL_SB_BYTES) : NULL;
+    count = blocks ? ask_members(a, io, RL_OP_READ, blocks) : 0;
+    for (unsigned i = 0; i < count; i++) {
+        const struct device *d = a->devices[io[i].device];
+        int rc = io[i].result == 0 ? judge_superblock(a, d, io[i].buffer) : io[i].result == -ENODEV ? -ENODEV : 0;
+        if (rc)
+            rl_request_failed(&rq, io[i].device, rc);
+    }
+    free(blocks);
     pthread_rwlock_unlock(&a->config);
     (void)rl_request_settle(&rq); /* as above */
 }
@@ -48,8 +93,11 @@ int rl_array_service(rl_array *a)
         return rc;
     uint64_t now = a->clock_ns(a->clock_context);
     if (now >= a->next_probe_ns) {
-        probe_members(a);
+        bool superblocks = now >= a->next_look_ns;
+        if (superblocks)
+            a->next_look_ns = now + LOOK_NS;
         a->next_probe_ns = now + PROBE_NS;
+        probe_members(a, superblocks);
     }
     int clean_ms = go_clean_if_idle(a);
     now = a->clock_ns(a->clock_context);

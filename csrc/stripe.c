@@ -277,7 +277,7 @@ static int rect_look(const rl_array *a, struct rect *r)
     for (unsigned j = 0; j < r->columns; j++) {
         unsigned i = r->st.position[r->first + j];
         r->touched[i] = 1;
-        r->source_of[i] = r->source + j * r->chunk_bytes;
+        r->source_of[i] = r->source ? r->source + j * r->chunk_bytes : NULL;
     }
     if (lost > parities)
         return rl_fail(EIO, "rl_array_pwrite", -1, sector * RL_SECTOR, "more members are missing than the level bears");
@@ -549,4 +549,36 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
     return rc ? rc : (int64_t)total;
+}
+
+/* Zeros in all data of a stripe make zeros of all its parity: nothing needs to be read or computed, and members that make zeros by themselves are not written to. */
+static int rect_zero(struct request *rq, struct workspace *w, struct rect *r, uint32_t flags)
+{
+    int rc = rect_look(rq->a, r);
+    if (rc)
+        return rc;
+    memset(r->final, 0, sizeof r->final);
+    unsigned n = rect_writes(rq->a, w, r);
+    rl_zero_run(w->io, n, flags);
+    rc = rl_judge_writes(rq, w->io, n);
+    return rect_mend(rq, w, NULL, r, n, rc);
+}
+
+int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    rl_array *a = rq->a;
+    uint64_t chunk_bytes = (uint64_t)a->g.chunk_sectors * RL_SECTOR, stripe_bytes = chunk_bytes * a->g.data;
+    struct rect r = {.columns = a->g.data, .chunk_bytes = chunk_bytes};
+    if (offset % stripe_bytes || length < stripe_bytes)
+        return -EOPNOTSUPP;
+    int rc = 0;
+    rl_stripe_look(a, offset / stripe_bytes, &r.st);
+    pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
+    while (rc == 0 && rq->failed_count == 0 && r.to < chunk_bytes) {
+        r.from = r.low = r.to;
+        r.to = r.high = r.from + rl_uniform_run(a, stripe_sector(a, &r.st, r.from), (chunk_bytes - r.from) / RL_SECTOR) * RL_SECTOR;
+        rc = rect_zero(rq, w, &r, flags);
+    }
+    pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
+    return rc ? rc : rq->failed_count ? 0 : (int64_t)stripe_bytes;
 }

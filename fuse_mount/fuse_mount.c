@@ -318,7 +318,7 @@ static void on_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t o
     if (mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) && mode != (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
         rc = -EOPNOTSUPP;
     else if (bytes)
-        rc = fuse->ops.zero(fuse->handle, bytes, (uint64_t)offset);
+        rc = fuse->ops.zero(fuse->handle, bytes, (uint64_t)offset, mode & FALLOC_FL_PUNCH_HOLE ? RL_ZERO_DISCARD : 0);
     if (rc >= 0 && (file->flags & O_DSYNC))
         rc = fuse->ops.flush(fuse->handle);
     reply_code(request, rc);
@@ -693,8 +693,8 @@ int rl_fuse_new(void *handle, const void *ops, const char *mountpoint, const cha
     *out = NULL;
     if (flags & ~(uint32_t)(RL_FUSE_READ_ONLY | RL_FUSE_ALLOW_OTHER))
         return fail(EINVAL, "unknown flags %#x", flags);
-    if (table->size_of < sizeof *table || table->version != 1)
-        return fail(EINVAL, "block operations of version %u and %u bytes; version 1 and %zu bytes are known", table->version,
+    if (table->size_of < sizeof *table || table->version != 2)
+        return fail(EINVAL, "block operations of version %u and %u bytes; version 2 and %zu bytes are known", table->version,
                     table->size_of, sizeof *table);
     struct rl_fuse *fuse = calloc(1, sizeof *fuse);
     if (!fuse)

@@ -7,7 +7,7 @@
  *    with direct I/O passes straight through, and nothing is cached twice. Writes of many threads run in parallel. MAP_SHARED is refused
  *    by the kernel (ENODEV) on such a file, MAP_PRIVATE works.
  *  - fsync, fdatasync, and a write through a descriptor or call with O_DSYNC or O_SYNC end in ops->flush; close does not.
- *  - fallocate: PUNCH_HOLE and ZERO_RANGE (with KEEP_SIZE) are ops->zero; other modes EOPNOTSUPP.
+ *  - fallocate: PUNCH_HOLE and ZERO_RANGE (with KEEP_SIZE) are ops->zero, with and without RL_ZERO_DISCARD; other modes EOPNOTSUPP.
  *  - The end is a block device's: a read past it is short, a write across it is short, a write at or past it is ENOSPC.
  *    The size cannot be changed (EPERM), nor mode and owner (EPERM); times are accepted and forgotten.
  *
@@ -32,7 +32,7 @@ typedef struct rl_fuse rl_fuse;
 #define RL_FUSE_ALLOW_OTHER 2
 
 /* Mounts on the directory `mountpoint`, by mount(2) where that is permitted, else through fusermount3. Until rl_fuse_run() runs, whoever
- * looks into the mount waits. `ops` is a `const struct rl_block_ops *` (raidlib.h) of version 1, which is copied; `handle` must live until
+ * looks into the mount waits. `ops` is a `const struct rl_block_ops *` (raidlib.h) of version 2, which is copied; `handle` must live until
  * rl_fuse_free(). The operations are called from many threads at once. `fsname` is what mount tables show as the source.
  * -EINVAL (flags, ops), -ENOTDIR, -ENOENT, -EPERM, -EACCES ...: the text says which and, where fusermount3 said something, what. */
 int rl_fuse_new(void *handle, const void *ops, const char *mountpoint, const char *fsname, uint32_t flags, rl_fuse **out);

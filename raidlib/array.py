@@ -62,13 +62,14 @@ _EVENTS = {
 class Array:
     """An open array. Safe to use from many threads; close it, or leave the `with` block. Offsets and lengths are bytes."""
 
-    def __init__(self, judged: Plan, read_only: bool, held: runtime.Claim | None = None) -> None:
+    def __init__(self, judged: Plan, read_only: bool, held: runtime.Claim | None = None, deadline: float | None = None) -> None:
         sb = judged.freshest.sb
-        self.read_only = read_only
+        self.read_only, self.deadline = read_only, deadline
         self.notes: list[str] = []
         self._sb, self._geometry = sb, judged.geometry
         self._used = sorted((c for c in judged.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
         self._left_out = [c for c in judged.candidates if not c.used]
+        self._left_out_places = [(c.member.path, c.member.real_path) for c in self._left_out]
         self._set_aside = judged.set_aside
         self._members: list[Member | None] = [c.member for c in self._used]
         self._gate = threading.Condition()
@@ -86,8 +87,7 @@ class Array:
             raise
         if self._own_claim is not None:
             self.claim = self._own_claim
-            paths = [c.member.path for c in judged.candidates]
-            self._own_claim.publish(runtime.Info(pid=os.getpid(), uuid=self.uuid, name=self.name, members=paths, started=time.time()))
+            self._own_claim.publish(runtime.Info(pid=os.getpid(), uuid=self.uuid, name=self.name, started=time.time(), **self.places()))
         for candidate in self._left_out:
             candidate.member.close()
 
@@ -245,15 +245,18 @@ class Array:
             check(lib.rl_array_flush(handle))
 
     def zero(self, offset: int, length: int) -> None:
-        """The range reads as zeros afterwards."""
+        """The range reads as zeros afterwards; the members keep its space."""
+        self._zero(offset, length, 0)
+
+    def discard(self, offset: int, length: int) -> None:
+        """The content of the range is not needed any more: it reads as zeros, and whole stripes give their space back where members can."""
+        self._zero(offset, length, lib.RL_ZERO_DISCARD)
+
+    def _zero(self, offset: int, length: int, flags: int) -> None:
         if offset < 0 or length < 0:
             raise UsageError(f"{length} bytes at {offset} are no range")
         with self._use() as handle:
-            check(lib.rl_array_zero(handle, length, offset))
-
-    def discard(self, offset: int, length: int) -> None:
-        """The content of the range is not needed any more; it reads as zeros afterwards."""
-        self.zero(offset, length)
+            check(lib.rl_array_zero(handle, length, offset, flags))
 
     def raw(self) -> RawArray:
         """The array as a seekable binary file, unbuffered; wrap it in io.BufferedRandom at will. Closing it does not close the array."""
@@ -265,6 +268,12 @@ class Array:
             return int(ffi.cast("uintptr_t", handle)), int(ffi.cast("uintptr_t", lib.rl_array_block_ops()))
 
     # -- members
+
+    def places(self) -> dict[str, Any]:
+        """Where the array lies, for its record in the run-time folder: its members' names, set aside or not, and what these stand for."""
+        opened = [(c.path, c.real_path) for c in self._members if c is not None]
+        others = [(m.path, os.path.abspath(m.path)) for m in self._set_aside] + self._left_out_places
+        return {"members": [path for path, _real in opened + others], "real_members": [real for _path, real in opened + others]}
 
     def _devices(self) -> list[tuple[int, Any]]:
         found = []
@@ -294,7 +303,7 @@ class Array:
     def _is(opened: Member, source: MemberSource) -> bool:
         if not isinstance(source, (str, os.PathLike)):
             return opened._device is source
-        return os.path.abspath(opened.path) == os.path.abspath(source) or os.path.realpath(opened.path) == os.path.realpath(source)
+        return os.path.abspath(opened.path) == os.path.abspath(source) or opened.real_path == os.path.realpath(source)
 
     def fail(self, member: int | MemberSource) -> None:
         """Marks a member (by slot or by path) as faulty: it is out, and the others' superblocks say so.
@@ -373,7 +382,7 @@ class Array:
             raise UsageError(
                 f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)]
             )
-        return Member.open(member, direct=any(m.direct for m in self._members if m is not None))
+        return Member.open(member, direct=any(m.direct for m in self._members if m is not None), deadline=self.deadline)
 
     def _refuse_new(self, opened: Member, force: bool) -> None:
         try:

@@ -170,7 +170,7 @@ class Owner:
         self.array, self.notes = array, list(notes)
         held = held or array.claim
         self._claim, self._owns_claim = held or claim(array.uuid), held is None
-        self.info = info or Info(pid=os.getpid(), uuid=array.uuid, name=array.name, started=time.time(), members=self.members())
+        self.info = info or Info(pid=os.getpid(), uuid=array.uuid, name=array.name, started=time.time(), **array.places())
         self.ended = threading.Event()
         self._on_stop, self._on_event = on_stop, on_event
         self._closing = threading.Event()
@@ -342,11 +342,7 @@ class Owner:
         """A member as the array knows it: two names of one file are the same member."""
         if isinstance(member, int) or member in MEMBER_WORDS:
             return member
-        paths = self.members()
-        if member in paths:
-            return member
-        real = os.path.realpath(member)
-        return next((path for path in paths if os.path.realpath(path) == real), member)
+        return member if member in self.members() else os.path.realpath(member)
 
     def _number(self, job: Any) -> tuple[int, str]:
         """The number under which a job is known to clients."""
@@ -384,7 +380,7 @@ class Owner:
 
     def _verb_remove(self, _lines: Lines, member: int | str) -> list[str]:
         removed: list[str] = self.array.remove(self._known(member))
-        self.publish(members=self.members())
+        self.publish(**self.array.places())
         return removed
 
     def _with_member(self, call: Callable[[Any], Any], lines: Lines, path: str) -> tuple[int, str] | None:
@@ -395,8 +391,8 @@ class Owner:
             same = os.path.samestat(os.fstat(lines.descriptors[0]), os.stat(path))
         except OSError:
             same = False
-        job = call(path if same else Member.adopt(lines.descriptors.pop(), path))
-        self.publish(members=self.members())
+        job = call(path if same else Member.adopt(lines.descriptors.pop(), path, deadline=self.array.deadline))
+        self.publish(**self.array.places())
         return None if job is None else self._number(job)
 
     def _verb_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:

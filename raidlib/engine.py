@@ -97,15 +97,28 @@ def _answer(call: Callable[[BlockDevice], object], context: Any) -> int:
     return 0
 
 
+DEADLINE_S = 60.0  # for a request to a member that can hang, where nothing else was said
+SERVING_THREADS = 4  # lent to such a member: how many of its requests are done at once
+
+
 class MemberHandle:
-    """An open rl_member and what must live as long as it does."""
+    """An open rl_member and what must live as long as it does.
+
+    One that can be silent for ever has a deadline; so has any other that was given one (`set_deadline`). Its requests are then done by
+    threads of ours, so that only those hang with it.
+    """
 
     def __init__(self, pointer: Any, name: str, keep: tuple[Any, ...] = ()) -> None:
         self.pointer = pointer
         self.name = name
         self.size = int(lib.rl_member_size(pointer))  # bytes
+        self.can_hang = bool(lib.rl_member_can_hang(pointer))
         self._keep = keep
         self._lock = threading.Lock()
+        self._serving, self._deadline_s = 0, 0.0
+        self._identity: tuple[Any, ...] = ()
+        self._ended = threading.Event()
+        self._at_end: Callable[[], object] = lambda: None
 
     @classmethod
     def from_fd(cls, fd: int, name: str, *, read_only: bool, direct: bool) -> MemberHandle:
@@ -146,9 +159,70 @@ class MemberHandle:
         """Makes what was written durable."""
         check(lib.rl_member_flush(self.pointer))
 
-    def close(self) -> None:
-        """Lets the member go; again is harmless."""
+    @property
+    def has_deadline(self) -> bool:
+        """Whether threads of ours do its requests."""
+        return self._deadline_s > 0
+
+    def set_deadline(self, seconds: float, identity: tuple[Any, ...], at_end: Callable[[], object] = lambda: None) -> None:
+        """From now on no request is waited for longer than that. First before any request; again, it changes the time alone.
+
+        `at_end` lets go of what belongs to the member, when its last request has ended; until then `identity` is `in_limbo`.
+        """
+        check(lib.rl_member_set_deadline(self.pointer, max(1, round(seconds * 1000)), SERVING_THREADS))
+        again, self._deadline_s = self.has_deadline, seconds
+        if again:
+            return
+        self._serving, self._at_end, self._identity = SERVING_THREADS, at_end, identity
+        started = 0
+        try:
+            while started < SERVING_THREADS:
+                threading.Thread(target=self._serve, args=(self.pointer,), name=f"raidlib serves {self.name}", daemon=True).start()
+                started += 1
+        except BaseException:  # no thread to be had: this one comes back at once for each that is wanting
+            pointer, self.pointer, self._at_end = self.pointer, None, lambda: None
+            lib.rl_member_close(pointer)
+            for _ in range(started, SERVING_THREADS):
+                self._serve(pointer)
+            raise
+
+    def _serve(self, pointer: Any) -> None:
+        lib.rl_member_serve(pointer)
         with self._lock:
-            if self.pointer is not None:
-                check(lib.rl_member_close(self.pointer))
+            self._serving -= 1
+            last = self._serving == 0
+        if last:
+            self._at_end()
+            with _limbo_lock:
+                _limbo[:] = [other for other in _limbo if other is not self]
+            self._ended.set()
+
+    def close(self) -> None:
+        """Lets the member go; again is harmless. One that hangs is let go of when its last request has ended."""
+        with self._lock:
+            if self.pointer is None:
+                return
+            pointer, hangs = self.pointer, lib.rl_member_parked(self.pointer) > 0
+            served = self._serving > 0
+            if served:
+                with _limbo_lock:
+                    _limbo.append(self)
+            result = lib.rl_member_close(pointer)
+            if result == 0:
                 self.pointer = None
+        if result < 0 and served:
+            with _limbo_lock:
+                _limbo.remove(self)
+        check(result)
+        if served and not hangs:
+            self._ended.wait(self._deadline_s)
+
+
+_limbo_lock = threading.Lock()
+_limbo: list[MemberHandle] = []  # closed, and not yet ended
+
+
+def in_limbo(identity: tuple[Any, ...]) -> bool:
+    """Whether a former member's last request has not ended: what lies behind it must not be used yet, it could still be written to."""
+    with _limbo_lock:
+        return any(handle._identity == identity for handle in _limbo)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .engine import BlockDevice, MemberHandle, check, ffi, last_error, lib
+from .engine import DEADLINE_S, BlockDevice, MemberHandle, check, ffi, in_limbo, last_error, lib
 from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
 from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name, parse_size
 
@@ -60,34 +60,59 @@ class Member:
     """An open member: its handle, its name, its lock. Close it, or leave the `with` block."""
 
     def __init__(
-        self, handle: MemberHandle, path: str, *, fd: int | None, read_only: bool, device: BlockDevice | MemoryDevice | None = None
+        self,
+        handle: MemberHandle,
+        path: str,
+        *,
+        read_only: bool,
+        deadline: float | None = None,
+        fd: int | None = None,
+        device: BlockDevice | MemoryDevice | None = None,
     ) -> None:
         self.handle, self.path, self.read_only, self.direct = handle, path, read_only, False
+        self.real_path = path if fd is None else os.path.realpath(path)  # asked for now: later the file system may not answer
         self._fd, self._device = fd, device
+        self.is_file = False  # regular
+        identity: tuple[Any, ...] = ("object", id(device))
+        if fd is not None:
+            status = os.fstat(fd)
+            self.is_file = stat.S_ISREG(status.st_mode)
+            identity = ("file", status.st_dev, status.st_ino)
+        if deadline is not None or handle.can_hang:
+            handle.set_deadline(DEADLINE_S if deadline is None else deadline, identity, self._let_go)
 
     @classmethod
-    def open(cls, source: MemberSource, *, read_only: bool = False, direct: bool = False, lock: bool = True) -> Member:
+    def open(
+        cls, source: MemberSource, *, read_only: bool = False, direct: bool = False, lock: bool = True, deadline: float | None = None
+    ) -> Member:
         """Opens a path or a BlockDevice. A path is locked against other openers (writers alone, readers together) by an OFD lock,
         a block device that is to be written by O_EXCL, which mounts and md of the kernel respect.
+
+        deadline: seconds that a request to it may take, before it counts as dead; None: DEADLINE_S for what can be silent for ever.
         """
         if isinstance(source, (str, os.PathLike)):
-            return cls._open_path(os.fspath(source), read_only, direct, lock)
+            return cls._open_path(os.fspath(source), read_only, direct, lock, deadline)
         if isinstance(source, MemoryDevice):
-            return cls(source.handle, "<memory>", fd=None, read_only=read_only, device=source)
+            return cls(source.handle, "<memory>", read_only=read_only, deadline=deadline, device=source)
         if not isinstance(source, BlockDevice):
             raise UsageError(f"a member is a path or an object with the methods of BlockDevice, not {type(source).__name__}")
         name = f"<{type(source).__name__}>"
-        return cls(MemberHandle.from_object(source, name), name, fd=None, read_only=read_only, device=source)
+        if in_limbo(("object", id(source))):
+            raise BusyError(f"{name} missed its deadline, and its last request has not ended: it cannot be taken back yet", members=[name])
+        return cls(MemberHandle.from_object(source, name), name, read_only=read_only, deadline=deadline, device=source)
 
     @classmethod
-    def _open_path(cls, path: str, read_only: bool, direct: bool, lock: bool) -> Member:
+    def _open_path(cls, path: str, read_only: bool, direct: bool, lock: bool, deadline: float | None) -> Member:
         flags = os.O_RDONLY if read_only else os.O_RDWR
         fd = -1
         try:
-            kind = os.stat(path).st_mode
-            if stat.S_ISDIR(kind):
+            found = os.stat(path)
+            if stat.S_ISDIR(found.st_mode):
                 raise UsageError(f"{path} is a directory, not a member", members=[path])
-            if stat.S_ISBLK(kind) and not read_only:
+            if in_limbo(("file", found.st_dev, found.st_ino)):
+                text = f"{path} missed its deadline, and its last request has not ended: it cannot be taken back yet"
+                raise BusyError(text, members=[path])
+            if stat.S_ISBLK(found.st_mode) and not read_only:
                 flags |= os.O_EXCL
             fd = os.open(path, flags | os.O_CLOEXEC)
             if lock:
@@ -96,7 +121,7 @@ class Member:
                 direct = _set_direct(fd)
             # the engine looks again at the path each second, wherever the process is by then
             handle = MemberHandle.from_fd(fd, os.path.abspath(path), read_only=read_only, direct=direct)
-            member = cls(handle, path, fd=fd, read_only=read_only)
+            member = cls(handle, path, fd=fd, read_only=read_only, deadline=deadline)
             member.direct = direct
             return member
         except OSError as error:
@@ -109,14 +134,15 @@ class Member:
             raise
 
     @classmethod
-    def adopt(cls, fd: int, path: str, *, direct: bool = False) -> Member:
+    def adopt(cls, fd: int, path: str, *, direct: bool = False, deadline: float | None = None) -> Member:
         """A member on a descriptor that another process opened for writing and sent, with the name that it has there.
 
         The descriptor is the member's from now on.
         """
         try:
             _lock(fd, path, read_only=False)
-            member = cls(MemberHandle.from_fd(fd, path, read_only=False, direct=direct and _set_direct(fd)), path, fd=fd, read_only=False)
+            handle = MemberHandle.from_fd(fd, path, read_only=False, direct=direct and _set_direct(fd))
+            member = cls(handle, path, fd=fd, read_only=False, deadline=deadline)
         except OSError as error:
             os.close(fd)
             raise _os_error(error, path) from None
@@ -131,11 +157,6 @@ class Member:
         """Bytes."""
         return self.handle.size
 
-    @property
-    def is_file(self) -> bool:
-        """Whether it is a regular file."""
-        return self._fd is not None and stat.S_ISREG(os.fstat(self._fd).st_mode)
-
     def is_blank(self) -> bool:
         """True only if all of it is known to read as zeros without reading it: a file without data."""
         if not self.is_file or self._fd is None:
@@ -146,9 +167,13 @@ class Member:
             return error.errno == errno.ENXIO
 
     def close(self) -> None:
-        """Lets it go, and its lock. A BlockDevice or MemoryDevice is the caller's and stays open."""
+        """Lets it go, and its lock; what hangs, once its last request has ended. An object is the caller's and stays open."""
         if not isinstance(self._device, MemoryDevice):
             self.handle.close()
+        if not self.handle.has_deadline:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -420,8 +445,8 @@ def _refuse_twice(sources: Sequence[MemberSource]) -> None:
             raise UsageError(f"{path} and {other} are the same file; give it only once", members=[other, path])
 
 
-def open_members(sources: Sequence[MemberSource], **options: bool) -> list[Member]:
-    """Opens them all or none; the same file given twice is refused."""
+def open_members(sources: Sequence[MemberSource], **options: Any) -> list[Member]:
+    """Opens them all or none, with the options of `Member.open`; the same file given twice is refused."""
     _refuse_twice(sources)
     members: list[Member] = []
     try:

@@ -352,7 +352,7 @@ class _Session:
             self._owner = control.Owner(
                 self.array, self.held, info=info, notes=self.notes, on_stop=self._ask_to_stop, on_event=self._note_event
             )
-            self._owner.info = msgspec.structs.replace(info, members=self._owner.members())
+            self._owner.info = msgspec.structs.replace(info, **self.array.places())
             self._owner.start()
         except BaseException:
             self.abandon()

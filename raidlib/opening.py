@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from . import creation, runtime
 from .array import Array
@@ -26,7 +27,14 @@ def plan(source: Source, *, force: bool = False) -> Assembly:
 
 
 def open(
-    source: Source, mode: str = "rw", *, run: bool = False, force: bool = False, direct: bool = False, held: runtime.Claim | None = None
+    source: Source,
+    mode: str = "rw",
+    *,
+    run: bool = False,
+    force: bool = False,
+    direct: bool = False,
+    deadline: float | None = None,
+    held: runtime.Claim | None = None,
 ) -> Array:
     """Opens an array.
 
@@ -34,6 +42,8 @@ def open(
     mode: "rw", or "r", which writes nothing to any member.
     run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
     direct: direct I/O (O_DIRECT) where the members take it.
+    deadline: seconds after which a member that does not answer counts as dead. None: 60, for those that can be silent for ever (Python
+    objects, block devices, files on a network or FUSE file system); to local files the kernel ends requests itself. A number holds for all.
     held: for writing, the array has one owner on this host (BusyError names its pid); this is that right, where the caller has it.
     What needs an option is refused with RefusedError, which names it.
     """
@@ -41,17 +51,17 @@ def open(
         raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
     read_only = mode == "r"
     sources, damaged = sort_out(source)
-    members = _open_unused(sources, read_only, direct)
+    members = _open_unused(sources, read_only=read_only, direct=direct, deadline=deadline)
     try:
         judged = judge(members, force=force)
         judged.set_aside = damaged
         _refuse_start(judged, read_only, run or force)
-        array = Array(judged, read_only, held)
+        array = Array(judged, read_only, held, deadline)
     except UsageError:
         close_all(members)
         if not direct or not any(member.direct for member in members):
             raise
-        array = open(source, mode, run=run, force=force, held=held)  # data that do not lie at whole blocks of 4096 bytes
+        array = open(source, mode, run=run, force=force, deadline=deadline, held=held)  # data that do not lie at whole blocks of 4096 bytes
         array.notes.append("the members are used without direct I/O: their data do not lie at whole blocks of 4096 bytes")
         return array
     except BaseException:
@@ -63,10 +73,10 @@ def open(
     return array
 
 
-def _open_unused(sources: Sequence[MemberSource], read_only: bool, direct: bool) -> list[Member]:
+def _open_unused(sources: Sequence[MemberSource], **options: Any) -> list[Member]:
     """Opens and locks the members; where one is taken, says by whom if that can be found."""
     try:
-        return open_members(sources, read_only=read_only, direct=direct)
+        return open_members(sources, **options)
     except BusyError as error:
         for _folder, info in runtime.found(alive=True):
             if any(runtime.matches(info, path) for path in error.members):
@@ -105,12 +115,13 @@ def create(
     assume_clean: bool = False,
     preallocate: bool = False,
     force: bool = False,
+    deadline: float | None = None,
 ) -> Array:
     """Makes an array and opens it for writing.
 
     target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for
     missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the
-    members hold. Members that are not blank get their parity by a resync, which is the array's first `job`.
+    members hold. Members that are not blank get their parity by a resync, which is the array's first `job`. deadline: as in open().
     """
     asked = {
         "a write-intent bitmap": bitmap not in (None, "none"),
@@ -155,7 +166,7 @@ def create(
         given = list(paths)
     else:
         _write_members(given, shape, used, force)
-    array = open(given, run=True)
+    array = open(given, run=True, deadline=deadline)
     array.notes += notes + _shared_devices(given)
     return array
 

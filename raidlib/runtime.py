@@ -37,6 +37,7 @@ class Info(Struct, frozen=True, kw_only=True):
     uuid: str
     name: str = ""
     members: list[str] = []
+    real_members: list[str] = []  # the same, resolved when they were opened: later their file system may not answer
     mountpoint: str | None = None
     volume: str | None = None
     fs: str = "none"
@@ -291,7 +292,7 @@ def matches(info: Info, target: str) -> bool:
     places = {os.path.abspath(target), real_path(target)}
     if info.mountpoint in places or info.volume in places:
         return True
-    members = [{path, os.path.realpath(path)} for path in info.members]
+    members = [set(names) for names in zip(info.members, info.real_members, strict=False)]
     if any(places & names for names in members):
         return True
     return bool(members) and all(places & {os.path.dirname(name) for name in names} for names in members)

@@ -55,7 +55,7 @@ struct store {
     unsigned char *data;
     int32_t read_error, write_error, flush_error, zero_error; /* what the operation returns instead of working */
     uint32_t delay_us, block_bytes;
-    uint64_t reads, writes, flushes, zeros;
+    uint64_t reads, writes, flushes, zeros, discards;
     uint64_t busy, busy_max;      /* operations under way: now, at most */
     uint64_t unaligned, unstable; /* writes whose memory was not on a page, or not given as stable */
 };
@@ -119,10 +119,12 @@ static int store_flush(void *handle)
     COUNT(flushes);
     return s->flush_error;
 }
-static int store_zero(void *handle, uint64_t length, uint64_t offset)
+static int store_zero(void *handle, uint64_t length, uint64_t offset, uint32_t flags)
 {
     struct store *s = handle;
     COUNT(zeros);
+    if (flags & RL_ZERO_DISCARD)
+        COUNT(discards);
     if (s->zero_error || !inside(s, length, offset))
         return s->zero_error ? s->zero_error : -22;
     memset(s->data + offset, 0, length);
@@ -131,7 +133,7 @@ static int store_zero(void *handle, uint64_t length, uint64_t offset)
 static uint64_t store_size(void *handle) { return ((struct store *)handle)->size; }
 static uint32_t store_block_bytes(void *handle) { return ((struct store *)handle)->block_bytes; }
 static const struct rl_block_ops ops = {
-    sizeof ops, 1, store_pread, store_pwrite, store_flush, store_zero, store_size, store_block_bytes,
+    sizeof ops, 2, store_pread, store_pwrite, store_flush, store_zero, store_size, store_block_bytes,
 };
 const void *store_ops(void) { return &ops; }
 struct store *store_new(uint64_t size)
@@ -461,6 +463,7 @@ def test_fallocate_zeroes(mount, opened, mode):
     expected[-100:] = bytes(100)
     assert os.pread(descriptor, SIZE, 0) == expected
     assert mount.store.zeros == 2
+    assert mount.store.discards == (2 if mode & PUNCH_HOLE else 0)
 
 
 def test_fallocate_of_other_modes(mount, opened):
@@ -686,9 +689,9 @@ def test_refusals(library, tmp_path, capfd):
         assert lib.rl_fuse_new(ffi.NULL, ops, os.fsencode(directory), b"x", flags, out) == -code
         assert word in error_text() and out[0] == ffi.NULL
     wrong = bytearray(ffi.buffer(ops, 56))
-    wrong[4] = 2
+    wrong[4] = 1
     assert lib.rl_fuse_new(ffi.NULL, ffi.from_buffer(wrong), os.fsencode(tmp_path), b"x", 0, out) == -errno.EINVAL
-    assert "version 2" in error_text()
+    assert "version 1" in error_text()
     assert capfd.readouterr() == ("", "")
 
 
