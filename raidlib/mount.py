@@ -75,6 +75,7 @@ class _Options(Struct, frozen=True, kw_only=True):
     run: bool
     force: bool
     allow_other: bool
+    deadline: float | None
 
 
 class _Ready(Struct, frozen=True, kw_only=True):
@@ -343,7 +344,9 @@ class _Session:
         info = runtime.Info(pid=os.getpid(), uuid=self.held.uuid, mountpoint=self.mountpoint, volume=self.volume, started=time.time())
         self.held.publish(info)
         mode = "r" if options.read_only else "rw"
-        self.array = _opening.open(options.members, mode, run=options.run, force=options.force, direct=True, held=self.held)
+        self.array = _opening.open(
+            options.members, mode, run=options.run, force=options.force, direct=True, deadline=options.deadline, held=self.held
+        )
         try:
             self._open_door()
             if options.fs != "none":
@@ -750,6 +753,7 @@ def mount(
     run: bool = False,
     force: bool = False,
     allow_other: bool = False,
+    deadline: float | None = None,
     foreground: bool = False,
     on_ready: Callable[[MountInfo], None] | None = None,
 ) -> MountInfo:
@@ -757,6 +761,7 @@ def mount(
 
     fs: "auto" finds out, "none" shows only `volume`, else the type. driver: "kernel" or "fuse2fs" to insist on one. allow_other: other
     users may look, too. foreground: this process serves it, and the call returns when it is unmounted; `on_ready` is called when it stands.
+    deadline: as in open().
     What cannot be mounted is an error here: of the mount point, the members, the owner that has the array, what the machine lacks.
     """
     if driver not in DRIVERS:
@@ -768,7 +773,7 @@ def mount(
     if not foreground and not all(isinstance(member, str) for member in members):
         raise UsageError("members that are Python objects live in this process: mount them with foreground=True")
     place, asked = runtime.real_path(mountpoint), {"read_only": read_only, "run": run, "force": force, "allow_other": allow_other}
-    options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, **asked)
+    options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, deadline=deadline, **asked)
     if foreground:
         return _own(options, on_ready or (lambda _info: None))
     info = _spawn(options)
