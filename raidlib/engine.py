@@ -123,6 +123,19 @@ class MemberHandle:
         return cls(out[0], "memory")
 
     @classmethod
+    def from_fault(cls, inner: MemberHandle, seed: int, recorder: Any, number: int) -> MemberHandle:
+        """A member that does to the requests for `inner` what its rules say; recorder: an rl_recorder or NULL."""
+        out = ffi.new("rl_member **")
+        check(lib.rl_member_open_fault(inner.pointer, seed, recorder, number, out))
+        return cls(out[0], f"faulty {inner.name}", (inner,))
+
+    def fork(self) -> MemberHandle:
+        """A second member in memory with the content of this one."""
+        out = ffi.new("rl_member **")
+        check(lib.rl_member_fork(self.pointer, out))
+        return MemberHandle(out[0], self.name)
+
+    @classmethod
     def from_object(cls, device: BlockDevice, name: str) -> MemberHandle:
         """A member that a Python object implements."""
         callbacks = ffi.new("struct rl_member_callbacks *")
