@@ -164,8 +164,6 @@ void rl_lane_wait(struct rl_io *io)
 {
     struct lane *lane = io->member->lane;
     struct ask *ask = io->ask;
-    if (!ask)
-        return; /* it was not submitted */
     io->ask = NULL;
     pthread_mutex_lock(&lane->lock);
     while (!ask->answered && !lane->fenced) {

@@ -15,14 +15,14 @@ from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoS
 from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name, parse_size
 
 
-class MemoryDevice:
-    """A member in memory, sparse and zero-filled, for tests and for speed: no Python runs between the array and it.
+class EngineDevice:
+    """A member of the engine's own, which a Python object holds: no Python runs between the array and it.
 
     It keeps its content from one opening of an array to the next, until close().
     """
 
-    def __init__(self, size: str | int) -> None:
-        self.handle = MemberHandle.from_memory(parse_size(size))
+    def __init__(self, handle: MemberHandle) -> None:
+        self.handle = handle
 
     @property
     def size(self) -> int:
@@ -30,11 +30,27 @@ class MemoryDevice:
         return self.handle.size
 
     def close(self) -> None:
-        """Lets the memory go; BusyError while an array uses it."""
+        """Lets it go; BusyError while an array uses it. Again is harmless."""
         self.handle.close()
 
 
-MemberSource = str | os.PathLike[str] | BlockDevice | MemoryDevice
+class MemoryDevice(EngineDevice):
+    """A member in memory, sparse and zero-filled, for tests and for speed."""
+
+    def __init__(self, size: str | int) -> None:
+        super().__init__(MemberHandle.from_memory(parse_size(size)))
+
+    def fork(self) -> MemoryDevice:
+        """A second device with the content of this moment. They share memory until one of them writes; either may be closed first.
+
+        It costs microseconds, also beside I/O: `trial = [device.fork() for device in devices]` is a state to try something on.
+        """
+        copy = MemoryDevice.__new__(MemoryDevice)
+        EngineDevice.__init__(copy, self.handle.fork())
+        return copy
+
+
+MemberSource = str | os.PathLike[str] | BlockDevice | EngineDevice
 Source = MemberSource | Sequence[MemberSource | None]
 VERSIONS = {100: "1.0", 101: "1.1", 102: "1.2", 90: "0.90"}
 VERSION_NUMBERS = {name: number for number, name in VERSIONS.items()}
@@ -67,7 +83,7 @@ class Member:
         read_only: bool,
         deadline: float | None = None,
         fd: int | None = None,
-        device: BlockDevice | MemoryDevice | None = None,
+        device: BlockDevice | EngineDevice | None = None,
     ) -> None:
         self.handle, self.path, self.read_only, self.direct = handle, path, read_only, False
         self.real_path = path if fd is None else os.path.realpath(path)  # asked for now: later the file system may not answer
@@ -92,8 +108,8 @@ class Member:
         """
         if isinstance(source, (str, os.PathLike)):
             return cls._open_path(os.fspath(source), read_only, direct, lock, deadline)
-        if isinstance(source, MemoryDevice):
-            return cls(source.handle, "<memory>", read_only=read_only, deadline=deadline, device=source)
+        if isinstance(source, EngineDevice):
+            return cls(source.handle, f"<{source.handle.name}>", read_only=read_only, deadline=deadline, device=source)
         if not isinstance(source, BlockDevice):
             raise UsageError(f"a member is a path or an object with the methods of BlockDevice, not {type(source).__name__}")
         name = f"<{type(source).__name__}>"
@@ -168,7 +184,7 @@ class Member:
 
     def close(self) -> None:
         """Lets it go, and its lock; what hangs, once its last request has ended. An object is the caller's and stays open."""
-        if not isinstance(self._device, MemoryDevice):
+        if not isinstance(self._device, EngineDevice):
             self.handle.close()
         if not self.handle.has_deadline:
             self._let_go()

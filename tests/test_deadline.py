@@ -12,6 +12,7 @@ import time
 import pytest
 
 import raidlib
+from raidlib import lab
 
 DEADLINE = 0.25  # seconds
 SLACK = 1.0
@@ -320,3 +321,99 @@ def test_a_stopped_fuse_server(served, silent):
     owner.send_signal(signal.SIGCONT)
     with raidlib.open(devices[:2], run=True) as array:
         assert array.pread(1 << 20, 0) == data[::-1]
+
+
+# ---- many runs, each other than the last: RAIDLIB_HANG_RUNS=1000, or `make hang` ------------------------------------------
+
+RUNS = int(os.environ.get("RAIDLIB_HANG_RUNS", "24"))
+
+
+def hang_object(rng, silent, count):
+    """Python objects; from now on one of them blocks, in some of its calls."""
+    devices = silent(count, size=2 << 20)
+
+    def start(index):
+        devices[index].hush(*rng.choice([("read",), ("write",), ("flush",), ("read", "write"), ("read", "write", "flush")]))
+
+    return devices, start, lambda index: devices[index].speak()
+
+
+def hang_fault(rng, _silent, count):
+    """Fault members over memory."""
+    devices = [lab.FaultyDevice(raidlib.MemoryDevice("2M"), seed=rng.getrandbits(32)) for _ in range(count)]
+
+    def start(index):
+        kinds = rng.choice([("read",), ("write",), ("flush",), ("read", "write"), ("read", "write", "flush", "probe")])
+        devices[index].add(lab.Rule("hang", on=kinds, after=rng.randrange(4)))
+
+    return devices, start, lambda index: devices[index].clear()
+
+
+def one_history(array, rng, threads, model_lock, models, slowest):
+    """Threads write and read, each in a part of its own; what was acknowledged is in `models`."""
+
+    def work(number):
+        mine = random.Random(rng.getrandbits(32))
+        for _ in range(mine.randrange(4, 12)):
+            model, part = models[number], array.size // threads
+            length = min(mine.choice([512, 1000, 4096, 40_000]), part)
+            at = mine.randrange(part - length + 1)
+            begun, what = time.monotonic(), mine.random()
+            if what < 0.6:
+                data = mine.randbytes(length)
+                array.pwrite(data, number * part + at)
+                model[at : at + length] = data
+            elif what < 0.9:
+                assert array.pread(length, number * part + at) == model[at : at + length]
+            else:
+                array.flush()
+            with model_lock:
+                slowest.append(time.monotonic() - begun)
+
+    problems = []
+
+    def guarded(number):
+        try:
+            work(number)
+        except BaseException as error:
+            problems.append(error)
+
+    running = [threading.Thread(target=guarded, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    return running, problems
+
+
+@pytest.mark.parametrize("hang", [hang_object, hang_fault])
+@pytest.mark.parametrize("share", range(RUNS // 2))
+def test_runs(silent, hang, share):
+    """Any level, any moment, any call: in time, and what answers late changes nothing."""
+    rng = random.Random(f"{hang.__name__} {share}")
+    name = rng.choice(sorted(SHAPES))
+    count, threads = SHAPES[name]["raid_devices"], rng.choice([1, 2, 4])
+    devices, start, end = hang(rng, silent, count)
+    gone = rng.randrange(count)
+    with raidlib.create(devices, assume_clean=True, deadline=0.1, **SHAPES[name]) as array:
+        slowest, models = [], [bytearray(array.size // threads) for _ in range(threads)]
+        if rng.random() < 0.5:
+            start(gone)
+            running, problems = one_history(array, rng, threads, threading.Lock(), models, slowest)
+        else:
+            running, problems = one_history(array, rng, threads, threading.Lock(), models, slowest)
+            time.sleep(rng.random() * 0.02)
+            start(gone)
+        for thread in running:
+            thread.join()
+        assert problems == [] and max(slowest) < 0.1 + SLACK
+        part = array.size // threads
+        assert [array.pread(part, n * part) for n in range(threads)] == models
+        out = array.status().members[gone].state != "in_sync"
+        end(gone)  # late answers
+        time.sleep(0.01)
+        assert [array.pread(part, n * part) for n in range(threads)] == models
+    if out:
+        survivors = [device for index, device in enumerate(devices) if index != gone]
+        with raidlib.open(survivors, "r", run=True) as array:
+            assert [array.pread(part, n * part) for n in range(threads)] == models
+    for device in devices if hang is hang_fault else ():
+        device.close()
