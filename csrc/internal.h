@@ -122,6 +122,9 @@ void rl_lane_free(struct lane *lane);
 #define RL_DEVICES_MAX 512u
 #define RL_STRIPE_LOCKS 1024u
 #define RL_SLICE_BYTES 131072u /* height of the piece of a stripe that is worked on at once */
+#define RL_WORKSPACE_BUDGET 12582912u /* bytes in all workspaces of an array, if all their blocks are in use */
+#define RL_WORKSPACES_MIN 4u
+#define RL_WORKSPACES_MAX 64u
 #define RL_EVENTS_MAX 256u
 #define RL_FAILED_MAX 64u /* devices that one request can find dead */
 
@@ -177,7 +180,9 @@ struct rl_array {
 
     pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
     pthread_mutex_t pool_lock;
+    pthread_cond_t pool_cond; /* a workspace came back */
     struct workspace *pool; /* pool_lock */
+    unsigned workspaces_out, workspaces_max; /* pool_lock; how many may be out at once: what bounds the memory of the engine */
 
     pthread_mutex_t events_lock;
     pthread_cond_t events_cond; /* also wakes the service */
@@ -191,6 +196,7 @@ struct rl_array {
 /* One call of a user, or one window of a job: what it found dead. */
 struct request {
     rl_array *a;
+    struct workspace *w; /* NULL until it is needed */
     unsigned failed_count;
     struct {
         uint32_t device;
@@ -201,7 +207,10 @@ struct request {
 /* engine.c */
 int rl_enter(const rl_array *a, const char *call);
 bool rl_is_space_error(int error);
+/* No lock may be held: it may wait until another one comes back. NULL: no memory. */
 struct workspace *rl_workspace_get(rl_array *a);
+struct workspace *rl_workspace_try(rl_array *a); /* NULL: it would have to wait */
+struct workspace *rl_workspace_second(rl_array *a); /* for who has one already: never waits, or two could wait for each other */
 void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
@@ -244,7 +253,7 @@ int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length,
 int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags);
 /* io.c: makes zeros of the ranges, by writing them where the member cannot. */
 void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags);
-/* The slow ways to read one segment that lies in one chunk: from what is left. */
+/* The slow ways to read one segment that lies in one chunk: from what is left, in rq->w. */
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 /* Judges the results of a piece's writes: notes what failed; -ENOSPC, or -EIO where nothing was written. */

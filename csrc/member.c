@@ -406,32 +406,37 @@ static bool aligned(const rl_member *m, const void *buffer, uint64_t length, uin
     return (length | offset) % m->block_bytes == 0 && (uintptr_t)buffer % m->memory_align == 0;
 }
 
+/* What does not fit the member's blocks or memory goes by way of a bounce buffer, piece by piece. */
+#define BOUNCE_BYTES 65536u
+
 static int do_read(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
 {
+    _Alignas(RL_BUFFER_ALIGN) char bounce[BOUNCE_BYTES];
+    int rc = 0;
     if (aligned(member, buffer, length, offset))
         return member->ops->pread(member, buffer, length, offset, flags);
-    uint64_t low = rl_round_down(offset, member->block_bytes);
-    uint64_t high = rl_min(rl_round_up(offset + length, member->block_bytes), member->size_bytes);
-    void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(high - low, RL_BUFFER_ALIGN));
-    if (!bounce)
-        return rl_fail(ENOMEM, "rl_member_pread", -1, offset, "no memory for %llu bytes", (unsigned long long)(high - low));
-    int rc = member->ops->pread(member, bounce, high - low, low, flags);
-    if (rc == 0)
-        memcpy(buffer, (char *)bounce + (offset - low), length);
-    free(bounce);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        uint64_t low = rl_round_down(offset + done, member->block_bytes);
+        uint64_t high = rl_min(rl_min(rl_round_up(offset + length, member->block_bytes), member->size_bytes), low + BOUNCE_BYTES);
+        rc = member->ops->pread(member, bounce, high - low, low, flags);
+        step = rl_min(high - (offset + done), length - done);
+        if (rc == 0)
+            memcpy((char *)buffer + done, bounce + (offset + done - low), step);
+    }
     return rc;
 }
 
 static int do_write(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
 {
+    _Alignas(RL_BUFFER_ALIGN) char bounce[BOUNCE_BYTES];
+    int rc = 0;
     if (aligned(member, buffer, length, offset))
         return member->ops->pwrite(member, buffer, length, offset);
-    void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(length, RL_BUFFER_ALIGN));
-    if (!bounce)
-        return rl_fail(ENOMEM, "rl_member_pwrite", -1, offset, "no memory for %llu bytes", (unsigned long long)length);
-    memcpy(bounce, buffer, length);
-    int rc = member->ops->pwrite(member, bounce, length, offset);
-    free(bounce);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        step = rl_min(length - done, BOUNCE_BYTES);
+        memcpy(bounce, (const char *)buffer + done, step);
+        rc = member->ops->pwrite(member, bounce, step, offset + done);
+    }
     return rc;
 }
 
