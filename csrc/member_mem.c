@@ -132,6 +132,38 @@ static int memory_pwrite(rl_member *member, const void *buffer, uint64_t length,
     return made ? 0 : rl_fail(ENOSPC, member->name, -1, offset, "no memory for a page of %s", member->name);
 }
 
+/* Whole pages go, and with them their memory. */
+static int memory_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags)
+{
+    struct memory_member *m = (struct memory_member *)member;
+    bool made = true;
+    (void)flags;
+    for (uint64_t done = 0; made && done < length;) {
+        uint64_t number = (offset + done) / CHUNK_BYTES, end = rl_min(length, (number + 1) * CHUNK_BYTES - offset);
+        pthread_mutex_lock(memory_lock(m, number));
+        struct chunk *chunk = m->chunks[number] ? chunk_own(&m->chunks[number]) : NULL;
+        made = chunk || !m->chunks[number];
+        for (uint64_t step = 0; made && done < end; done += step) {
+            uint64_t at = (offset + done) % PAGE_BYTES;
+            struct page **place = chunk ? &chunk->pages[(offset + done) / PAGE_BYTES % CHUNK_PAGES] : NULL;
+            step = rl_min(end - done, PAGE_BYTES - at);
+            if (!place || !*place)
+                continue;
+            if (step == PAGE_BYTES) {
+                page_put(*place);
+                *place = NULL;
+                continue;
+            }
+            struct page *page = page_own(place, false);
+            made = page != NULL;
+            if (made)
+                memset(page->data + at, 0, step);
+        }
+        pthread_mutex_unlock(memory_lock(m, number));
+    }
+    return made ? 0 : rl_fail(ENOSPC, member->name, -1, offset, "no memory for a page of %s", member->name);
+}
+
 static void memory_close(rl_member *member)
 {
     struct memory_member *m = (struct memory_member *)member;
@@ -145,6 +177,7 @@ static void memory_close(rl_member *member)
 static const struct rl_member_ops memory_ops = {.kind = "memory",
                                                 .pread = memory_pread,
                                                 .pwrite = memory_pwrite,
+                                                .zero = memory_zero,
                                                 .flush = rl_member_well,
                                                 .probe = rl_member_well,
                                                 .close = memory_close};

@@ -101,6 +101,14 @@ def test_what_is_written_is_read(handle):
         data = dice.randbytes(min(SIZE - low, dice.choice([1, 2, 8, 70, 600]) * block))
         handle.pwrite(data, low)
         model[low : low + len(data)] = data
+        low = dice.randrange(SIZE // block) * block
+        length = min(SIZE - low, dice.choice([1, 9, 700]) * block)
+        result = raidlib.engine.lib.rl_member_zero(handle.pointer, length, low, dice.choice([0, raidlib.engine.lib.RL_ZERO_DISCARD]))
+        assert result in (0, -errno.EOPNOTSUPP)  # then it is not done
+        if result == 0 and dice.random() < 0.3:
+            model[low : low + length] = bytes(length)
+        elif result == 0:
+            handle.pwrite(model[low : low + length], low)
         start = dice.randrange(SIZE)
         length = dice.randrange(min(SIZE - start, 300000) + 1)
         assert handle.pread(length, start) == model[start : start + length]
@@ -199,7 +207,12 @@ def test_forks_go_their_own_ways():
     for _ in range(1500):
         device, model = dice.choice(family)
         act = dice.random()
-        if act < 0.75:
+        if act < 0.2:
+            low = dice.randrange(SIZE)
+            length = min(SIZE - low, dice.choice([1, 5000, 300000]))
+            raidlib.engine.check(raidlib.engine.lib.rl_member_zero(device.handle.pointer, length, low, 0))
+            model[low : low + length] = bytes(length)
+        elif act < 0.75:
             low = dice.randrange(SIZE)
             data = dice.randbytes(dice.choice([1, 100, 4096, 9000, 270000]))[: SIZE - low]
             device.handle.pwrite(data, low)
