@@ -323,6 +323,8 @@ void rl_array_status(rl_array *a, struct rl_array_status *out)
 {
     uint8_t present[RL_SLOTS_MAX] = {0};
     memset(out, 0, sizeof *out);
+    if (rl_enter(a, "rl_array_status"))
+        return;
     pthread_rwlock_rdlock(&a->config);
     rl_present_slots(a, -1, present);
     for (uint32_t slot = 0; slot < a->g.slots; slot++)
@@ -350,7 +352,9 @@ void rl_array_status(rl_array *a, struct rl_array_status *out)
 
 int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
 {
-    int rc = 0;
+    int rc = rl_enter(a, "rl_array_device");
+    if (rc)
+        return rc;
     pthread_rwlock_rdlock(&a->config);
     if (device >= a->device_count) {
         rc = rl_fail(EINVAL, "rl_array_device", (int32_t)device, 0, "there is no device %u", device);
@@ -372,7 +376,9 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
 
 int rl_array_superblock(rl_array *a, uint32_t device, struct rl_superblock *out)
 {
-    int rc = 0;
+    int rc = rl_enter(a, "rl_array_superblock");
+    if (rc)
+        return rc;
     pthread_rwlock_rdlock(&a->config);
     if (device >= a->device_count || !a->devices[device]->member)
         rc = rl_fail(EINVAL, "rl_array_superblock", (int32_t)device, 0, "there is no device %u", device);

@@ -361,6 +361,14 @@ int rl_member_close(rl_member *member)
     return 0;
 }
 
+void rl_member_forked(rl_member *member)
+{
+    if (member->ops != &fd_ops)
+        return; /* memory is the child's own; an object is the caller's */
+    fd_close(member);
+    ((struct fd_member *)member)->fd = -1;
+}
+
 int rl_member_noted(rl_member *member, int rc)
 {
     if (rc) {

@@ -267,6 +267,9 @@ unsigned rl_member_parked(const rl_member *member);
 
 /* -EBUSY while an array uses it. NULL is a harmless no-op. */
 int rl_member_close(rl_member *member);
+/* In a forked child, instead of closing it: its copy of the descriptor goes, with which it would keep the file locked when its parent has ended. The handle is of
+ * no more use there. */
+void rl_member_forked(rl_member *member);
 uint64_t rl_member_size(const rl_member *member);
 uint32_t rl_member_block_bytes(const rl_member *member);
 #define RL_IO_DEVICE 1 /* read what the device holds, not what the page cache does */
@@ -446,7 +449,7 @@ struct rl_array_status {
     uint64_t corrected_reads;
     uint64_t reads, writes, read_bytes, written_bytes; /* requests since open */
 };
-void rl_array_status(rl_array *array, struct rl_array_status *out);
+void rl_array_status(rl_array *array, struct rl_array_status *out); /* all zeros in a forked child */
 
 struct rl_device_status {
     uint32_t state;

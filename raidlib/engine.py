@@ -240,6 +240,14 @@ class MemberHandle:
         if served and not hangs:
             self._ended.wait(self._deadline_s)
 
+    def let_go_in_child(self) -> None:
+        """In a forked child: the descriptor goes, and whatever is asked of the member from then on has no pointer to go to."""
+        global _limbo_lock
+        pointer, self.pointer = self.pointer, None
+        self._lock = _limbo_lock = threading.Lock()  # who has the old ones may not exist here
+        if pointer is not None:
+            lib.rl_member_forked(pointer)
+
 
 _limbo_lock = threading.Lock()
 _limbo: list[MemberHandle] = []  # closed, and not yet ended

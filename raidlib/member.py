@@ -12,6 +12,7 @@ from typing import Any
 
 from .engine import DEADLINE_S, BlockDevice, MemberHandle, check, ffi, in_limbo, last_error, lib
 from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
+from .holders import in_words, kernel_uses, let_go_in_children, lock_holders
 from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name, parse_size
 
 
@@ -96,6 +97,8 @@ class Member:
             identity = ("file", status.st_dev, status.st_ino)
         if deadline is not None or handle.can_hang:
             handle.set_deadline(DEADLINE_S if deadline is None else deadline, identity, self._let_go)
+        if not isinstance(device, MemoryDevice):
+            let_go_in_children(self)
 
     @classmethod
     def open(
@@ -194,6 +197,11 @@ class Member:
             os.close(self._fd)
             self._fd = None
 
+    def let_go_in_child(self) -> None:
+        """In a forked child: what would keep the lock there when the parent has ended."""
+        self.handle.let_go_in_child()
+        self._let_go()
+
     def __enter__(self) -> Member:
         return self
 
@@ -205,9 +213,7 @@ def _os_error(error: OSError, path: str) -> RaidError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return AccessError(f"{path}: permission denied; become its owner, or use sudo", members=[path])
     if error.errno == errno.EBUSY:
-        return BusyError(
-            f"{path} is in use: the kernel has it mounted or assembled; unmount it, or stop that array (mdadm --stop)", members=[path]
-        )
+        return _in_use(path, os.stat(path))
     if error.errno == errno.ENOENT:
         return UsageError(f"{path} does not exist", members=[path])
     if error.errno == errno.EROFS:
@@ -215,8 +221,26 @@ def _os_error(error: OSError, path: str) -> RaidError:
     return MemberError(f"{path}: {error.strerror}", members=[path], errno=error.errno)
 
 
+def _in_use(path: str, file: os.stat_result) -> BusyError:
+    """Says who has it, as far as the kernel tells (not of other users' processes), and the way out."""
+    uses, holders = kernel_uses(file), lock_holders(file)
+    ways = "; to read what it holds, open the array read-only"
+    if uses:
+        who, ways = ": ".join(("the kernel", "; ".join(use.what for use in uses))), f": {', '.join(use.end for use in uses)}{ways}"
+    elif holders:
+        who, ways = in_words(holders), "; end that first, or use the array through it (its mount point)"
+    elif stat.S_ISBLK(file.st_mode):
+        who, ways = "a mount, an array of the kernel or another program", "; unmount it, or stop that array (mdadm --stop)"
+    else:
+        who, ways = "another opener of the array", ", which this user may not look at; stop it, or use its mount point"
+    return BusyError(f"{path} is in use by {who}{ways}", members=[path])
+
+
 def _lock(fd: int, path: str, read_only: bool) -> None:
-    """An open-file-description lock on the whole file: it goes with the descriptor, also when the process is killed."""
+    """An open-file-description lock on the whole file: it goes with the descriptor, also when the process is killed.
+
+    The kernel heeds none: a file that it uses is refused for writing.
+    """
     kind = fcntl.F_RDLCK if read_only else fcntl.F_WRLCK
     request = struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
     try:
@@ -224,7 +248,9 @@ def _lock(fd: int, path: str, read_only: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        raise BusyError(f"{path} is in use by another opener of the array; stop it, or use its mount point", members=[path]) from None
+        raise _in_use(path, os.fstat(fd)) from None
+    if not read_only and kernel_uses(os.fstat(fd)):
+        raise _in_use(path, os.fstat(fd))
 
 
 def _set_direct(fd: int) -> bool:
