@@ -400,7 +400,7 @@ def one_history(array, rng, threads, model_lock, models, slowest):
 
 
 @pytest.mark.parametrize("hang", [hang_object, hang_fault, hang_fuse])
-@pytest.mark.parametrize("share", range(RUNS // 3))
+@pytest.mark.parametrize("share", range(-(-RUNS // 3)))
 def test_runs(silent, request, hang, share):
     """Any level, any moment, any call: in time, and what answers late changes nothing."""
     rng = random.Random(f"{hang.__name__} {share}")
