@@ -5,9 +5,11 @@
  *
  *                 rl_array_add                rl_array_activate_spare            rl_sync_run at the end
  *   (new member) ──────────────► SPARE ─────────────────────────────► REBUILDING ───────────────────────► IN_SYNC
- *                                  │ rl_array_remove                      │ rl_device_out                   │ rl_device_out
- *                                  ▼                                      ▼                                 ▼
- *                               REMOVED ◄──────────────────────────── FAULTY ◄───────────────────────────────┘
+ *                                │  │ rl_array_remove                     │ ▲  rl_device_out                ▲ │
+ *                                │  ▼                                     ▼ │  of the original              │ │ rl_device_out, or of a device that
+ *                                │ REMOVED ◄────────────────────────── FAULTY ◄────────────────────────────┼─┘ was replaced: rl_device_take_over
+ *                                │              rl_array_remove           ▲ │                              │
+ *                                └──────── rl_array_replace ────────► REPLACEMENT ─────────────────────────┘ rl_device_take_over, at the end
  *
  * The invariants I1, I2 and I6 of engine.c are kept here. Lock order: internal.h.
  */
@@ -89,6 +91,17 @@ struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *
                           .op = op};
 }
 
+unsigned rl_slot_writes(const rl_array *a, uint32_t slot, void *data, uint64_t sector, uint64_t length, struct rl_io *ios)
+{
+    const int32_t devices[2] = {a->slot_device[slot], a->replacement[slot]};
+    unsigned n = 0;
+    for (unsigned j = 0; j < 2; j++) {
+        if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR))
+            ios[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, data, sector * RL_SECTOR, length);
+    }
+    return n;
+}
+
 void rl_count_uneven(rl_array *a)
 {
     a->uneven = 0;
@@ -123,6 +136,42 @@ void rl_device_out(rl_array *a, uint32_t device, const char *why)
     d->last_slot = d->slot;
     d->slot = -1;
     rl_count_uneven(a);
+}
+
+int rl_device_take_over(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    int32_t slot = d->slot, original = a->slot_device[slot];
+    struct device none = {.state = RL_DEVICE_REMOVED}, *old = original >= 0 ? a->devices[original] : &none;
+    uint32_t state = old->state;
+    bool led = false;
+    RL_ASSERT(d->state == RL_DEVICE_REPLACEMENT && a->replacement[slot] == (int32_t)device);
+    a->slot_device[slot] = (int32_t)device;
+    a->replacement[slot] = -1;
+    d->state = RL_DEVICE_IN_SYNC;
+    old->state = RL_DEVICE_FAULTY;
+    old->last_slot = slot;
+    old->slot = -1;
+    int rc = rl_metadata_commit_led(a, device, &led);
+    if (led) {
+        snprintf(old->reason, sizeof old->reason, "replaced");
+        atomic_store(&d->recovered, RL_MAX_SECTOR);
+        if (original >= 0)
+            rl_event_post(a, RL_EVENT_REPLACED, original, 0, old->reason);
+        rl_event_post(a, RL_EVENT_SPARE_ACTIVE, (int32_t)device, 0, "filled and in sync, in the place of the member that it replaces");
+    } else { /* all is as it was; a full file system is not the new one's fault */
+        a->slot_device[slot] = original;
+        a->replacement[slot] = (int32_t)device;
+        d->state = RL_DEVICE_REPLACEMENT;
+        old->state = state;
+        old->slot = slot;
+        if (!rl_is_space_error(rc)) {
+            rl_device_out(a, device, NULL);
+            rc = rl_metadata_commit(a);
+        }
+    }
+    rl_count_uneven(a);
+    return rc;
 }
 
 /* I2: it cannot leave its slot, and the array cannot go on. */
@@ -392,30 +441,64 @@ int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *sup
     return rc ? rc : end_change(a, add_locked(a, member, superblock, device));
 }
 
+static int check_spare(rl_array *a, const char *call, uint32_t device)
+{
+    int rc = check_admin(a, call, device, true);
+    if (rc == 0 && a->devices[device]->state != RL_DEVICE_SPARE)
+        rc = rl_fail(EINVAL, call, a->devices[device]->slot, 0, "%s is not a spare", a->devices[device]->member->name);
+    return rc;
+}
+
+static int give_role(rl_array *a, uint32_t device, uint32_t slot, uint32_t state)
+{
+    struct device *d = a->devices[device];
+    *(state == RL_DEVICE_REPLACEMENT ? &a->replacement[slot] : &a->slot_device[slot]) = (int32_t)device;
+    d->slot = (int32_t)slot;
+    d->state = state;
+    atomic_store(&d->recovered, 0);
+    d->durable = 0;
+    rl_count_uneven(a);
+    return rl_metadata_commit(a);
+}
+
 static int activate_locked(rl_array *a, uint32_t device)
 {
-    int rc = check_admin(a, "rl_array_activate_spare", device, true);
-    struct device *d = rc ? NULL : a->devices[device];
+    static const char call[] = "rl_array_activate_spare";
+    int rc = check_spare(a, call, device);
     if (rc)
         return rc;
-    if (d->state != RL_DEVICE_SPARE)
-        return rl_fail(EINVAL, "rl_array_activate_spare", d->slot, 0, "%s is not a spare", d->member->name);
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
-        if (a->slot_device[slot] >= 0)
-            continue;
-        a->slot_device[slot] = (int32_t)device;
-        d->slot = (int32_t)slot;
-        d->state = RL_DEVICE_REBUILDING;
-        atomic_store(&d->recovered, 0);
-        d->durable = 0;
-        rl_count_uneven(a);
-        return rl_metadata_commit(a);
+        if (a->slot_device[slot] < 0)
+            return give_role(a, device, slot, RL_DEVICE_REBUILDING);
     }
-    return rl_fail(ENOENT, "rl_array_activate_spare", -1, 0, "no slot is empty");
+    return rl_fail(ENOENT, call, -1, 0, "no slot is empty");
 }
 
 int rl_array_activate_spare(rl_array *a, uint32_t device)
 {
     int rc = begin_change(a, "rl_array_activate_spare");
     return rc ? rc : end_change(a, activate_locked(a, device));
+}
+
+static int replace_locked(rl_array *a, uint32_t device, uint32_t slot)
+{
+    static const char call[] = "rl_array_replace";
+    int rc = check_spare(a, call, device);
+    if (rc)
+        return rc;
+    int32_t old = slot < a->g.slots ? a->slot_device[slot] : -1;
+    if (a->sb.version == 90)
+        return rl_fail(EOPNOTSUPP, call, (int32_t)slot, 0, "a superblock of version 0.90 cannot record a replacement");
+    if (old < 0 || a->devices[old]->state != RL_DEVICE_IN_SYNC || a->devices[old]->lost)
+        return rl_fail(EINVAL, call, (int32_t)slot, 0, "slot %u has no member that is in sync", slot);
+    if (a->replacement[slot] >= 0)
+        return rl_fail(EBUSY, call, (int32_t)slot, 0, "slot %u has a replacement already: %s", slot,
+                       a->devices[a->replacement[slot]]->member->name);
+    return give_role(a, device, slot, RL_DEVICE_REPLACEMENT);
+}
+
+int rl_array_replace(rl_array *a, uint32_t device, uint32_t slot)
+{
+    int rc = begin_change(a, "rl_array_replace");
+    return rc ? rc : end_change(a, replace_locked(a, device, slot));
 }

@@ -133,7 +133,7 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
         a->event_tail = a->event_head - RL_EVENTS_MAX;
     *e = (struct rl_event){.kind = kind, .device = device, .slot = -1, .offset = offset, .time_ns = a->wall_ns(a->clock_context)};
     if (device >= 0)
-        e->slot = a->devices[device]->slot;
+        e->slot = a->devices[device]->slot >= 0 ? a->devices[device]->slot : a->devices[device]->last_slot;
     snprintf(e->text, sizeof e->text, "%s", text);
     a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_NO_SPACE;
     pthread_cond_broadcast(&a->events_cond);

@@ -225,6 +225,11 @@ bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint6
 void rl_device_lost(rl_array *a, uint32_t device); /* config exclusive */
 void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present); /* in sync, by slot */
 void rl_count_uneven(rl_array *a); /* config exclusive */
+/* config exclusive: a replacement that is complete and flushed takes the slot, on the superblocks too; where its own cannot be written it is out. 0, or -errno as from
+ * a commit. */
+int rl_device_take_over(rl_array *a, uint32_t device);
+/* Adds the writes of `data` to every device of the slot that holds the range (I8); how many. */
+unsigned rl_slot_writes(const rl_array *a, uint32_t slot, void *data, uint64_t sector, uint64_t length, struct rl_io *ios);
 /* Makes the device `index` of what the configuration says; the array is not open yet, or config is held exclusively. */
 int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index);
 uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
@@ -233,6 +238,8 @@ struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *
 
 /* metadata.c; config lock exclusive */
 int rl_metadata_commit(rl_array *a);
+/* A commit that begins with the superblock of `leader`, which alone decides after a crash. *led: it was written; if not, nothing else was either. */
+int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led);
 int rl_metadata_set_active(rl_array *a);
 int rl_metadata_set_clean(rl_array *a);
 void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out);

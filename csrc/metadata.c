@@ -109,13 +109,12 @@ static void raise_events(rl_array *a)
 }
 
 /* Writes the superblocks of all devices; what cannot take its own is out. Failing of the last that the content needs is the array's failure. */
-int rl_metadata_commit(rl_array *a)
+static int write_superblocks(rl_array *a)
 {
     int rc = 0;
     bool again = true;
     while (again) {
         again = false;
-        raise_events(a);
         for (uint32_t i = 0; i < a->device_count; i++) {
             struct device *d = a->devices[i];
             int written = takes_superblock(d) ? write_superblock(a, d) : 0;
@@ -133,8 +132,28 @@ int rl_metadata_commit(rl_array *a)
                              d->member->name);
             }
         }
+        if (again)
+            raise_events(a);
     }
     return rc;
+}
+
+int rl_metadata_commit(rl_array *a)
+{
+    raise_events(a);
+    return write_superblocks(a);
+}
+
+int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led)
+{
+    struct device *d = a->devices[leader];
+    raise_events(a);
+    int rc = write_superblock(a, d);
+    *led = rc == 0;
+    if (*led)
+        return write_superblocks(a);
+    return rl_fail(rl_is_space_error(rc) ? ENOSPC : EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s cannot be written",
+                   d->member->name);
 }
 
 /* Flushes every device in use. Returns the number of failures, which are noted in rq. */

@@ -22,18 +22,19 @@ static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64
     uint64_t broken_at[RL_COPIES_MAX], run = 0;
     unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run), broken_count = 0;
     bool found = false;
-    for (unsigned i = 0; i < count && !found; i++) {
-        int device = rl_device_for_read(a, places[i].slot, places[i].sector, length / RL_SECTOR);
-        if (device < 0)
+    for (unsigned i = 0; i < 2 * count && !found; i++) { /* what the device of a slot cannot read its replacement may hold already */
+        const struct rl_place *p = &places[i / 2];
+        int32_t device = i % 2 ? a->replacement[p->slot] : a->slot_device[p->slot];
+        if (device < 0 || !rl_device_usable(a, (uint32_t)device, p->sector, length / RL_SECTOR))
             continue;
-        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, p->sector * RL_SECTOR, length);
         rl_io_run(&io, 1);
         found = io.result == 0;
         if (io.result == -ENODEV)
             rl_request_failed(rq, (uint32_t)device, io.result);
         else if (io.result && broken_count < RL_COPIES_MAX) {
             broken[broken_count] = (uint32_t)device;
-            broken_at[broken_count++] = places[i].sector * RL_SECTOR;
+            broken_at[broken_count++] = p->sector * RL_SECTOR;
         }
     }
     if (!found)
@@ -91,14 +92,8 @@ int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
 static unsigned add_writes(rl_array *a, struct rl_io *ios, const struct rl_place *places, unsigned count, const void *data, uint64_t length)
 {
     unsigned n = 0;
-    for (unsigned i = 0; i < count; i++) {
-        int32_t devices[2] = {a->slot_device[places[i].slot], a->replacement[places[i].slot]};
-        for (unsigned j = 0; j < 2; j++) {
-            if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], places[i].sector, length / RL_SECTOR))
-                ios[n++] =
-                    rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)data, places[i].sector * RL_SECTOR, length);
-        }
-    }
+    for (unsigned i = 0; i < count; i++)
+        n += rl_slot_writes(a, places[i].slot, (void *)(uintptr_t)data, places[i].sector, length, &ios[n]);
     return n;
 }
 

@@ -431,6 +431,10 @@ int rl_array_remove(rl_array *array, uint32_t device);
 int rl_array_add(rl_array *array, rl_member *member, const struct rl_superblock *superblock, uint32_t *device);
 /* Gives spare `device` the first empty slot; it is then RL_DEVICE_REBUILDING from 0. -ENOENT: no slot is empty. */
 int rl_array_activate_spare(rl_array *array, uint32_t device);
+/* Makes spare `device` the replacement of the device in `slot`, which is in sync and stays in service: it is then RL_DEVICE_REPLACEMENT from 0, and at the end of its
+ * recovery takes the slot, and the old device is faulty with the reason "replaced". -EINVAL: no spare, or nothing in sync there; -EBUSY: the slot has a replacement;
+ * -EOPNOTSUPP: a 0.90 superblock cannot say it. */
+int rl_array_replace(rl_array *array, uint32_t device, uint32_t slot);
 
 #define RL_STATE_CLEAN 1 /* no write is open; parity and copies agree */
 #define RL_STATE_ACTIVE 2 /* writes may be open, or a resync is due */
@@ -482,6 +486,7 @@ int rl_array_service(rl_array *array);
 #define RL_EVENT_NO_SPACE 6
 #define RL_EVENT_ADDED 7
 #define RL_EVENT_REMOVED 8
+#define RL_EVENT_REPLACED 9 /* the device is out of its slot, which its replacement has taken */
 struct rl_event {
     uint32_t kind;
     int32_t device, slot;

@@ -124,6 +124,21 @@ static int fetch_plan(const rl_array *a, struct fetch *f)
     return 0;
 }
 
+/* What the device of a slot cannot read its replacement may hold already. */
+static bool read_second(struct request *rq, struct rl_io io, uint32_t slot, uint64_t sector)
+{
+    int32_t second = rq->a->replacement[slot];
+    if (second < 0 || (int32_t)io.device == second || !rl_device_usable(rq->a, (uint32_t)second, sector, io.length / RL_SECTOR))
+        return false;
+    uint8_t flags = io.flags;
+    io = rl_device_io(rq->a, (uint32_t)second, RL_OP_READ, io.buffer, sector * RL_SECTOR, io.length);
+    io.flags = flags;
+    rl_io_run(&io, 1);
+    if (io.result == -ENODEV)
+        rl_request_failed(rq, io.device, io.result);
+    return io.result == 0;
+}
+
 /* Reads what is needed and not there yet. 1: something failed, plan anew; -EAGAIN: part of it cannot be read, go block by block. */
 static int fetch_read(struct request *rq, struct fetch *f)
 {
@@ -148,14 +163,15 @@ static int fetch_read(struct request *rq, struct fetch *f)
         f->have[io->tag] = io->result == 0;
         if (io->result == 0)
             continue;
-        failures++;
-        f->gone[io->tag] = 1;
         if (io->result == -ENODEV)
             rl_request_failed(rq, io->device, io->result);
         else if (f->length > a->block_bytes)
             return -EAGAIN;
         else
             f->unreadable[io->tag] = 1;
+        f->have[io->tag] = read_second(rq, *io, (uint32_t)f->st->slot_of[io->tag], sector);
+        f->gone[io->tag] = !f->have[io->tag];
+        failures += f->gone[io->tag];
     }
     return failures > 0;
 }
@@ -386,13 +402,9 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
     for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
         if (!r->live[i] || (i < r->st.nd && !r->touched[i]))
             continue;
-        int32_t devices[2] = {a->slot_device[r->st.slot_of[i]], a->replacement[r->st.slot_of[i]]};
-        for (unsigned j = 0; j < 2; j++) {
-            if (devices[j] < 0 || !rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR)) /* I8 */
-                continue;
-            w->io[n] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, (void *)(uintptr_t)r->final[i], sector * RL_SECTOR, length);
+        unsigned added = rl_slot_writes(a, (uint32_t)r->st.slot_of[i], (void *)(uintptr_t)r->final[i], sector, length, &w->io[n]);
+        for (; added > 0; added--)
             w->io[n++].tag = (uint16_t)i;
-        }
     }
     return n;
 }
@@ -458,8 +470,7 @@ static int rect_restripe(struct request *rq, struct workspace *w, const struct r
     rl_code_generate(a->kernel, nd, np, length, blocks);
     for (unsigned i = nd; i < nd + np; i++) {
         if (r->live[i])
-            w->io[n++] = rl_device_io(a, (uint32_t)rl_device_for_read(a, (uint32_t)r->st.slot_of[i], sector, length / RL_SECTOR),
-                                      RL_OP_WRITE, blocks[i], sector * RL_SECTOR, length);
+            n += rl_slot_writes(a, (uint32_t)r->st.slot_of[i], blocks[i], sector, length, &w->io[n]);
     }
     rl_io_run(w->io, n);
     for (unsigned j = 0; j < n; j++)

@@ -328,23 +328,21 @@ static int finish_recovery(rl_sync *s)
     rl_array *a = s->a;
     struct request rq = {.a = a};
     uint64_t failures = rl_lock_flushed(a, &rq);
-    for (uint32_t i = 0; failures == 0 && i < a->device_count; i++) {
+    int rc = 0;
+    for (uint32_t i = 0; failures == 0 && rc == 0 && i < a->device_count; i++) {
         struct device *d = a->devices[i];
         if (!is_target(d) || atomic_load(&d->recovered) < atomic_load(&s->total))
             continue;
         if (d->state == RL_DEVICE_REPLACEMENT) {
-            int32_t slot = d->slot, original = a->slot_device[slot];
-            a->replacement[slot] = -1;
-            if (original >= 0)
-                rl_device_out(a, (uint32_t)original, "replaced");
-            a->slot_device[slot] = (int32_t)i;
+            rc = rl_device_take_over(a, i);
+            continue;
         }
         d->state = RL_DEVICE_IN_SYNC;
         atomic_store(&d->recovered, RL_MAX_SECTOR);
-        a->uneven -= a->uneven > 0;
+        rl_count_uneven(a);
         rl_event_post(a, RL_EVENT_SPARE_ACTIVE, (int32_t)i, 0, "rebuilt and in sync");
+        rc = rl_metadata_commit(a);
     }
-    int rc = failures ? 0 : rl_metadata_commit(a);
     pthread_rwlock_unlock(&a->config);
     int settled = rl_request_settle(&rq);
     return rc ? rc : settled;
@@ -354,14 +352,16 @@ static int finish_recovery(rl_sync *s)
 
 static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t sector, uint64_t length)
 {
-    int device = rl_device_for_read(rq->a, slot, sector, length / RL_SECTOR);
-    if (device < 0)
-        return 0;
-    struct rl_io io = rl_device_io(rq->a, (uint32_t)device, RL_OP_WRITE, data, sector * RL_SECTOR, length);
-    rl_io_run(&io, 1);
-    if (io.result && !rl_is_space_error(io.result))
-        rl_request_failed(rq, (uint32_t)device, io.result);
-    return io.result;
+    struct rl_io io[2];
+    unsigned n = rl_slot_writes(rq->a, slot, data, sector, length, io);
+    int rc = 0;
+    rl_io_run(io, n);
+    for (unsigned j = 0; j < n; j++) {
+        if (io[j].result && !rl_is_space_error(io[j].result))
+            rl_request_failed(rq, io[j].device, io[j].result);
+        rc = rc ? rc : io[j].result;
+    }
+    return rc;
 }
 
 /* One page of a stripe whose parity does not agree. With two parities or more the code names the block that lies, if one block alone explains it: that is rewritten.

@@ -57,6 +57,7 @@ _EVENTS = {
     lib.RL_EVENT_NO_SPACE: "no_space",
     lib.RL_EVENT_ADDED: "added",
     lib.RL_EVENT_REMOVED: "removed",
+    lib.RL_EVENT_REPLACED: "replaced",
 }
 
 
@@ -343,21 +344,26 @@ class Array:
         What it holds is overwritten; a member of another array
         only with force.
         """
+        with self._admin:
+            self._take_in(member, force)
+            return self._use_spare()
+
+    def _take_in(self, member: MemberSource | Member, force: bool) -> int:
+        """Makes a new member a spare; its index."""
         if self.read_only:
             raise ReadOnlyError("the array is open read-only")
-        with self._admin:
-            opened = self._open_new(member)
-            try:
-                self._refuse_new(opened, force)
-                sb = self._new_superblock(opened)
-                with self._use() as handle:
-                    self._add_to_engine(handle, opened, sb)
-            except BaseException:
-                opened.close()
-                raise
-            self._members.append(opened)
-            creation.clear_badblock_log(sb, opened)
-            return self._use_spare()
+        opened = self._open_new(member)
+        try:
+            self._refuse_new(opened, force)
+            sb = self._new_superblock(opened)
+            with self._use() as handle:
+                self._add_to_engine(handle, opened, sb)
+        except BaseException:
+            opened.close()
+            raise
+        self._members.append(opened)
+        creation.clear_badblock_log(sb, opened)
+        return len(self._members) - 1
 
     def _add_to_engine(self, handle: Any, opened: Member, sb: Any) -> None:
         result = lib.rl_array_add(handle, opened.handle.pointer, sb, ffi.new("uint32_t *"))
@@ -417,9 +423,53 @@ class Array:
         creation.prepare_device(like, like.data_offset, at, max(room, 0), like.size_sectors)
         return like
 
-    def replace(self, member: int | MemberSource, new: MemberSource) -> Job | None:
-        """Not built yet: fail the member and add the new one, which rebuilds it from the others."""
-        raise UnsupportedError(f"replacing {member} by {new} ahead of its failure is not built yet; `fail` it and `add` the new one")
+    def replace(self, member: int | MemberSource, new: MemberSource | Member, *, force: bool = False) -> Job | None:
+        """Fills `new` (a new member, or a spare of the array) from `member`, which stays in service meanwhile.
+
+        At the end that is faulty ("replaced"). Returns the job that does it, or the one that runs before it.
+        """
+        with self._admin:
+            try:
+                slot = self._replaceable(member)
+            except BaseException:
+                if isinstance(new, Member):
+                    new.close()
+                raise
+            spare = self._spare_of(new)
+            index = self._take_in(new, force) if spare is None else spare
+            with self._use() as handle:
+                check(lib.rl_array_replace(handle, index, slot))
+            return self._next_job()
+
+    def _replaceable(self, member: int | MemberSource) -> int:
+        """The slot of a member that may be replaced now."""
+        if self.read_only:
+            raise ReadOnlyError("the array is open read-only")
+        if self.level <= 0:
+            raise UsageError(f"{self.level} has no redundancy: no member of it can be replaced while it is in use")
+        if self._sb.version == 90:
+            raise UnsupportedError("a superblock of version 0.90 cannot record a replacement: `fail` the member and `add` the new one")
+        index = self._find(member)
+        status, opened = dict(self._devices())[index], self._members[index]
+        path = opened.path if opened is not None else str(member)
+        if status.state != lib.RL_DEVICE_IN_SYNC:
+            words = str(_DEVICE_STATES[status.state]).replace("_", " ")
+            raise UsageError(
+                f"{path} is {words}: only a member that is in sync can be replaced; `add` a new one where a slot is empty", members=[path]
+            )
+        for other, second in self._devices():
+            if second.slot == status.slot and second.state == lib.RL_DEVICE_REPLACEMENT:
+                by = self._members[other]
+                raise BusyError(f"{path} is being replaced already, by {by.path if by is not None else 'another'}", members=[path])
+        return int(status.slot)
+
+    def _spare_of(self, new: MemberSource | Member) -> int | None:
+        """The index of a spare that is in the array already."""
+        for index, status in self._devices():
+            opened = self._members[index]
+            if status.state == lib.RL_DEVICE_SPARE and opened is not None and not isinstance(new, Member) and self._is(opened, new):
+                return index
+        return None
 
     # -- jobs
 

@@ -441,9 +441,14 @@ def test_re_add_json(tank):
 
 def test_replace(tank):
     new = blank(tank / "new.img", tank / "member-0.img")
-    answer = CliRunner().invoke(program, ["replace", str(tank), "1", str(new)])
-    assert answer.exit_code in (0, 69), answer.output
+    data = fill(tank)
+    assert "replaced by" in run("replace", tank, 1, new).stdout
     run("detail", tank, "--test")
+    (tank / "member-1.img").unlink()
+    with raidlib.open(str(tank), mode="r") as array:
+        assert {m.path: m.slot for m in array.status().members}[str(new)] == 1
+        assert array.pread(len(data), 0) == data
+    assert "no redundancy" not in one_line(run("replace", tank, 1, tank / "nothing.img", code=64))
 
 
 def test_check_and_repair(tank):

@@ -249,6 +249,18 @@ def test_fail_remove_add_wait(client, array, tmp_path, monkeypatch):
     assert control.connect(tmp_path / "new-1.img") is not None  # info.json knows it, too
 
 
+def test_replace(client, array, tmp_path):
+    content = os.urandom(1 << 20)
+    array.pwrite(content, 0)
+    first, new = str(tmp_path / "tank" / "member-0.img"), sparse(tmp_path / "new.img")
+    job = client.replace(first, new)
+    assert job.wait(30)
+    found = {member.path: member for member in client.status().members}
+    assert (found[str(new)].slot, found[str(new)].state, found[first].reason) == (0, "in_sync", "replaced")
+    assert client.remove(first) == [first]
+    assert array.pread(len(content), 0) == content
+
+
 def test_a_member_that_the_owner_cannot_name_comes_as_a_descriptor(client, tmp_path):
     client.fail(0)
     client.remove("faulty")
@@ -326,7 +338,7 @@ def test_every_client_sees_every_event(client, array):
         (lambda client: client.remove(0), errors.BusyError),
         (lambda client: client.add("/no/such/file"), errors.UsageError),
         (lambda client: client.add("/"), errors.UsageError),
-        (lambda client: client.replace(0, os.devnull), errors.UnsupportedError),
+        (lambda client: client.replace(9, os.devnull), errors.UsageError),
         (lambda client: client._call("job", None, job=99), errors.UsageError),
         (lambda client: client._call("explode", None), errors.UnsupportedError),
         (lambda client: client._call("fail", None), errors.UsageError),

@@ -79,7 +79,8 @@ class ArrayHistory(RuleBasedStateMachine):
             if self.array.job is not None:
                 self.array.job.join()
             status = self.array.status()
-            if status.job is None or status.job.state not in ("running", "paused"):
+            filling = any(m.state == "replacement" for m in status.members)
+            if not filling and (status.job is None or status.job.state not in ("running", "paused")):
                 present = [m.slot for m in status.members if m.state == "in_sync"]
                 if len(present) == self.array.raid_devices - self.gone:
                     return present
@@ -161,6 +162,22 @@ class ArrayHistory(RuleBasedStateMachine):
         self.gone -= 1
         self.rebuilding = True
         if job is not None and wait:
+            job.wait()
+
+    @precondition(lambda self: self.bears and self.spares < 8)
+    @rule(pick=st.integers(0, MOST), wait=st.booleans())
+    def replace(self, pick, wait):
+        """Ahead of a failure; what is drawn next may meet it in the middle."""
+        present = self.settle()
+        path = self.folder / f"spare-{self.spares}.img"
+        self.spares += 1
+        with path.open("wb") as file:
+            file.truncate(3 << 20)
+        self.members.append(path)
+        self.rebuilding = False
+        job = self.array.replace(present[pick % len(present)], path)
+        event("replaced")
+        if wait:
             job.wait()
 
     @rule()

@@ -189,16 +189,19 @@ def is_member(path: str) -> bool:
 @click.argument("new", metavar="NEW")
 @base.start_options
 @wait_option
+@yes_option
 @json_option
-def replace(array: str, old: str, new: str, run: bool, force: bool, wait: bool, as_json: bool) -> int:
-    r"""Copy a member onto a new one while the old one stays in service; then the old one is let go.
+def replace(array: str, old: str, new: str, run: bool, force: bool, wait: bool, yes: bool, as_json: bool) -> int:
+    r"""Copy a member onto a new one (or a spare) while the old one stays in service; then the old one is out.
 
     \b
       raidlib replace tank 2 tank/new.img
     """
     source = base.source_of(array)
     with base.reach(source, run=run, force=force) as (handle, live):
-        job = handle.replace(base.member_of(source, old), str(base.member_of(source, new)))
+        path = str(base.member_of(source, new))
+        job = take(lambda path: handle.replace(base.member_of(source, old), path), path, yes)
+        warn_if_outside(source, path)
         ended = watch(handle, job, live, as_json) if wait else []
         return report("replace", source, [f"{old}: replaced by {new}", *map(job_line, ended)], handle.status(), as_json, jobs=ended)
 
