@@ -5,6 +5,7 @@
 #   make test     lint, then all tests
 #   make demo     the main job from nothing to done, on real files
 #   make lint     all checks that run no test          make format   what of them can be mended by itself
+#   make hang     a thousand runs with a member that hangs
 #   make wheel    a wheel for every Python from 3.11 on, in dist/
 #   make bench    the benchmarks                       make clean    away with all that was made
 #
@@ -18,7 +19,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test hang demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -28,6 +29,10 @@ test: packages-test
 	@$(MAKE) built
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+hang: packages-test
+	@$(MAKE) built tools
+	@RAIDLIB_HANG_RUNS=$(or $(RUNS),1000) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_deadline.py -k test_runs
 
 demo: packages-demo
 	@$(MAKE) built

@@ -8,7 +8,7 @@
  *                 ▼                   ▼                               │
  *              failed              parked ────────────────────────────┘──► thrown away
  *
- *   D1  A caller waits no longer than the deadline after its request went into service (or, for one that waits for service, after the last answer of any).
+ *   D1  A caller waits no longer than the deadline (and one look) after its request went into service, or, for one that waits for service, after the last answer of any.
  *   D2  A lane that missed it once is fenced: nothing is submitted any more, every caller is told -ENODEV, those in service are parked.
  *   D3  The memory of an ask is the lane's: an answer that comes late finds it, and reaches nobody.
  *   D4  The member lives until it is closed and every thread that serves it has come back: so it is closed by the last, which may be the one that hung.
@@ -18,11 +18,12 @@
 
 #include <time.h>
 
+#define LOOK_NS 250000000u /* how often a caller looks whether its patience is at an end */
+
 struct ask {
     struct ask *next;
     void *buffer; /* room for `capacity` bytes */
     uint64_t capacity, offset, length;
-    uint64_t since_ns; /* when it was submitted, then when it went into service */
     uint8_t op, flags;
     bool in_service, answered, parked;
     int result;
@@ -33,7 +34,7 @@ struct lane {
     pthread_cond_t work, answers;
     struct ask *first, **last; /* waiting */
     struct ask *spare; /* to be used again */
-    uint64_t deadline_ns, answer_ns; /* of the last answer */
+    uint64_t deadline_ns, answer_count;
     unsigned parked, threads; /* threads: that have still to come back from rl_member_serve */
     bool fenced, closed;
 };
@@ -132,7 +133,6 @@ void rl_lane_submit(struct rl_io *io)
         io->ask = NULL;
         io->result = fenced_error(io->member, io->offset);
     } else {
-        ask->since_ns = now_ns();
         *lane->last = ask;
         lane->last = &ask->next;
         pthread_cond_signal(&lane->work);
@@ -149,27 +149,37 @@ static void fence(struct lane *lane)
     pthread_cond_broadcast(&lane->answers);
 }
 
-/* D1. Lock held. False: the deadline has passed. */
-static bool wait_for_answer(struct lane *lane, const struct ask *ask)
+/* One caller's patience. */
+struct patience {
+    uint64_t waited_ns, answers; /* since it or the lane got on last; the lane's count then */
+    bool in_service;
+};
+
+/* D1. Lock held. Waits for a while; false: the deadline has passed. Time in which this process did not run itself (stopped, or its machine was) counts for one look only:
+ * else all members would miss their deadlines at once. */
+static bool wait_a_while(struct lane *lane, const struct ask *ask, struct patience *p)
 {
-    uint64_t due = (ask->in_service ? ask->since_ns : rl_max(ask->since_ns, lane->answer_ns)) + lane->deadline_ns;
-    if (now_ns() >= due)
-        return false;
-    struct timespec until = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
+    uint64_t look = rl_min(lane->deadline_ns / 8 + 1, LOOK_NS), before = now_ns(), until_ns = before + look;
+    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
     pthread_cond_timedwait(&lane->answers, &lane->lock, &until);
-    return true;
+    bool gets_on = ask->in_service != p->in_service || (!ask->in_service && lane->answer_count != p->answers);
+    p->waited_ns = gets_on ? 0 : p->waited_ns + rl_min(now_ns() - before, 2 * look);
+    p->answers = lane->answer_count;
+    p->in_service = ask->in_service;
+    return p->waited_ns < lane->deadline_ns;
 }
 
 void rl_lane_wait(struct rl_io *io)
 {
     struct lane *lane = io->member->lane;
     struct ask *ask = io->ask;
-    if (!ask)
-        return; /* it was not submitted */
+    struct patience patience = {0};
     io->ask = NULL;
     pthread_mutex_lock(&lane->lock);
+    patience.in_service = ask->in_service;
+    patience.answers = lane->answer_count;
     while (!ask->answered && !lane->fenced) {
-        if (!wait_for_answer(lane, ask))
+        if (!wait_a_while(lane, ask, &patience) && !ask->answered)
             fence(lane);
     }
     bool answered = ask->answered, in_service = ask->in_service && !answered;
@@ -217,12 +227,11 @@ static void serve_one(rl_member *member, struct lane *lane, struct ask *ask)
         lane->last = &lane->first;
     ask->next = NULL;
     ask->in_service = true;
-    ask->since_ns = now_ns();
     pthread_mutex_unlock(&lane->lock);
     rl_member_do(&io);
     pthread_mutex_lock(&lane->lock);
     ask->result = io.result;
-    lane->answer_ns = now_ns();
+    lane->answer_count++;
     if (ask->parked) {
         put_spare(lane, ask);
         lane->parked--;

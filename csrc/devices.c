@@ -311,16 +311,33 @@ int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index
 
 /* ---- administration ----------------------------------------------------------------------------------------------- */
 
-static int check_admin(rl_array *a, const char *call, uint32_t device, bool needs_device)
+/* A forked child takes no lock: the thread that has it may not exist there. */
+static int begin_change(rl_array *a, const char *call)
 {
     int rc = rl_enter(a, call);
-    if (rc == 0 && a->flags & RL_ARRAY_READ_ONLY)
-        return rl_fail(EROFS, call, -1, 0, "the array is open read-only");
-    if (rc == 0 && atomic_load(&a->broken))
-        return rl_fail(EIO, call, -1, 0, "the array has failed: more members are gone than it bears");
-    if (rc == 0 && needs_device && (device >= a->device_count || a->devices[device]->state == RL_DEVICE_REMOVED))
-        return rl_fail(EINVAL, call, (int32_t)device, 0, "there is no device %u", device);
+    if (rc == 0) {
+        pthread_mutex_lock(&a->admin);
+        pthread_rwlock_wrlock(&a->config);
+    }
     return rc;
+}
+
+static int end_change(rl_array *a, int rc)
+{
+    pthread_rwlock_unlock(&a->config);
+    pthread_mutex_unlock(&a->admin);
+    return rc;
+}
+
+static int check_admin(rl_array *a, const char *call, uint32_t device, bool needs_device)
+{
+    if (a->flags & RL_ARRAY_READ_ONLY)
+        return rl_fail(EROFS, call, -1, 0, "the array is open read-only");
+    if (atomic_load(&a->broken))
+        return rl_fail(EIO, call, -1, 0, "the array has failed: more members are gone than it bears");
+    if (needs_device && (device >= a->device_count || a->devices[device]->state == RL_DEVICE_REMOVED))
+        return rl_fail(EINVAL, call, (int32_t)device, 0, "there is no device %u", device);
+    return 0;
 }
 
 static int fail_locked(rl_array *a, uint32_t device)
@@ -337,12 +354,8 @@ static int fail_locked(rl_array *a, uint32_t device)
 
 int rl_array_fail(rl_array *a, uint32_t device)
 {
-    pthread_mutex_lock(&a->admin);
-    pthread_rwlock_wrlock(&a->config);
-    int rc = fail_locked(a, device);
-    pthread_rwlock_unlock(&a->config);
-    pthread_mutex_unlock(&a->admin);
-    return rc;
+    int rc = begin_change(a, "rl_array_fail");
+    return rc ? rc : end_change(a, fail_locked(a, device));
 }
 
 static int remove_locked(rl_array *a, uint32_t device)
@@ -362,12 +375,8 @@ static int remove_locked(rl_array *a, uint32_t device)
 
 int rl_array_remove(rl_array *a, uint32_t device)
 {
-    pthread_mutex_lock(&a->admin);
-    pthread_rwlock_wrlock(&a->config);
-    int rc = remove_locked(a, device);
-    pthread_rwlock_unlock(&a->config);
-    pthread_mutex_unlock(&a->admin);
-    return rc;
+    int rc = begin_change(a, "rl_array_remove");
+    return rc ? rc : end_change(a, remove_locked(a, device));
 }
 
 /* The first dev_number that no device has, faulty ones included: a stale member must not find its number given to another. */
@@ -428,12 +437,8 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
 
 int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
 {
-    pthread_mutex_lock(&a->admin);
-    pthread_rwlock_wrlock(&a->config);
-    int rc = add_locked(a, member, superblock, device);
-    pthread_rwlock_unlock(&a->config);
-    pthread_mutex_unlock(&a->admin);
-    return rc;
+    int rc = begin_change(a, "rl_array_add");
+    return rc ? rc : end_change(a, add_locked(a, member, superblock, device));
 }
 
 static int check_spare(rl_array *a, const char *call, uint32_t device)
@@ -473,12 +478,8 @@ static int activate_locked(rl_array *a, uint32_t device, int32_t wanted)
 
 int rl_array_activate_spare(rl_array *a, uint32_t device, int32_t slot)
 {
-    pthread_mutex_lock(&a->admin);
-    pthread_rwlock_wrlock(&a->config);
-    int rc = activate_locked(a, device, slot);
-    pthread_rwlock_unlock(&a->config);
-    pthread_mutex_unlock(&a->admin);
-    return rc;
+    int rc = begin_change(a, "rl_array_activate_spare");
+    return rc ? rc : end_change(a, activate_locked(a, device, slot));
 }
 
 static int replace_locked(rl_array *a, uint32_t device, uint32_t slot)
@@ -500,10 +501,6 @@ static int replace_locked(rl_array *a, uint32_t device, uint32_t slot)
 
 int rl_array_replace(rl_array *a, uint32_t device, uint32_t slot)
 {
-    pthread_mutex_lock(&a->admin);
-    pthread_rwlock_wrlock(&a->config);
-    int rc = replace_locked(a, device, slot);
-    pthread_rwlock_unlock(&a->config);
-    pthread_mutex_unlock(&a->admin);
-    return rc;
+    int rc = begin_change(a, "rl_array_replace");
+    return rc ? rc : end_change(a, replace_locked(a, device, slot));
 }

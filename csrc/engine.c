@@ -45,32 +45,74 @@ bool rl_is_space_error(int error)
     return error == -ENOSPC || error == -EDQUOT || error == -EFBIG;
 }
 
-struct workspace *rl_workspace_get(rl_array *a)
+static struct workspace *take_workspace(rl_array *a, bool wait, bool beyond)
 {
     pthread_mutex_lock(&a->pool_lock);
-    struct workspace *w = a->pool;
+    while (wait && a->workspaces_out >= a->workspaces_max)
+        pthread_cond_wait(&a->pool_cond, &a->pool_lock);
+    bool may = beyond || a->workspaces_out < a->workspaces_max;
+    struct workspace *w = may ? a->pool : NULL;
     if (w)
         a->pool = w->next;
-    pthread_mutex_unlock(&a->pool_lock);
-    if (!w)
+    else if (may)
         w = calloc(1, sizeof *w);
-    if (w)
+    if (w) {
         w->block_bytes = RL_SLICE_BYTES;
+        a->workspaces_out++;
+    }
+    pthread_mutex_unlock(&a->pool_lock);
     return w;
+}
+
+struct workspace *rl_workspace_get(rl_array *a)
+{
+    return take_workspace(a, true, false);
+}
+
+struct workspace *rl_workspace_try(rl_array *a)
+{
+    return take_workspace(a, false, false);
+}
+
+struct workspace *rl_workspace_second(rl_array *a)
+{
+    return take_workspace(a, false, true);
+}
+
+static void free_workspace(struct workspace *w)
+{
+    for (unsigned i = 0; i < RL_VECTOR_MAX; i++) {
+        if (w->block[i])
+            munmap(w->block[i], w->block_bytes);
+    }
+    for (unsigned i = 0; i < RL_PARITY_MAX; i++) {
+        if (w->fresh[i])
+            munmap(w->fresh[i], w->block_bytes);
+    }
+    free(w);
 }
 
 void rl_workspace_put(rl_array *a, struct workspace *w)
 {
     pthread_mutex_lock(&a->pool_lock);
-    w->next = a->pool;
-    a->pool = w;
+    bool keep = a->workspaces_out-- <= a->workspaces_max;
+    if (keep) {
+        w->next = a->pool;
+        a->pool = w;
+    }
+    pthread_cond_signal(&a->pool_cond);
     pthread_mutex_unlock(&a->pool_lock);
+    if (!keep)
+        free_workspace(w);
 }
 
 void *rl_workspace_block(struct workspace *w, void **block)
 {
-    if (!*block)
-        *block = aligned_alloc(RL_BUFFER_ALIGN, w->block_bytes);
+    if (!*block) {
+        /* not from the heap, whose arenas (one for each few threads) would each keep what they once had */
+        void *fresh = mmap(NULL, w->block_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        *block = fresh == MAP_FAILED ? NULL : fresh;
+    }
     return *block;
 }
 
@@ -79,11 +121,7 @@ static void free_pool(rl_array *a)
     while (a->pool) {
         struct workspace *w = a->pool;
         a->pool = w->next;
-        for (unsigned i = 0; i < RL_VECTOR_MAX; i++)
-            free(w->block[i]);
-        for (unsigned i = 0; i < RL_PARITY_MAX; i++)
-            free(w->fresh[i]);
-        free(w);
+        free_workspace(w);
     }
 }
 
@@ -118,6 +156,7 @@ static void release(rl_array *a)
         pthread_mutex_destroy(&a->stripe_lock[i]);
     pthread_mutex_destroy(&a->admin);
     pthread_mutex_destroy(&a->pool_lock);
+    pthread_cond_destroy(&a->pool_cond);
     pthread_mutex_destroy(&a->events_lock);
     pthread_cond_destroy(&a->events_cond);
     pthread_rwlock_destroy(&a->config);
@@ -140,6 +179,7 @@ static void init_locks(rl_array *a)
     pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&a->admin, NULL);
     pthread_mutex_init(&a->pool_lock, NULL);
+    pthread_cond_init(&a->pool_cond, NULL);
     pthread_mutex_init(&a->events_lock, NULL);
     for (unsigned i = 0; i < RL_STRIPE_LOCKS; i++)
         pthread_mutex_init(&a->stripe_lock[i], NULL);
@@ -169,6 +209,8 @@ static int finish_open(rl_array *a)
         return rl_fail(EINVAL, "rl_array_open", -1, 0, "blocks of %llu bytes do not fit the chunk or the members' data",
                        (unsigned long long)block);
     rl_count_uneven(a);
+    uint64_t blocks = g->parity ? g->slots + g->parity : g->copies + 1;
+    a->workspaces_max = (unsigned)rl_max(RL_WORKSPACES_MIN, rl_min(RL_WORKSPACES_MAX, RL_WORKSPACE_BUDGET / (blocks * RL_SLICE_BYTES)));
     rl_present_slots(a, -1, present);
     /* what is partly there counts here: a half-rebuilt member may be all there is, and its good part must be readable (by rescue) */
     for (uint32_t slot = 0; slot < g->slots; slot++)
@@ -281,6 +323,8 @@ void rl_array_status(rl_array *a, struct rl_array_status *out)
 {
     uint8_t present[RL_SLOTS_MAX] = {0};
     memset(out, 0, sizeof *out);
+    if (rl_enter(a, "rl_array_status"))
+        return;
     pthread_rwlock_rdlock(&a->config);
     rl_present_slots(a, -1, present);
     for (uint32_t slot = 0; slot < a->g.slots; slot++)
@@ -308,7 +352,9 @@ void rl_array_status(rl_array *a, struct rl_array_status *out)
 
 int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
 {
-    int rc = 0;
+    int rc = rl_enter(a, "rl_array_device");
+    if (rc)
+        return rc;
     pthread_rwlock_rdlock(&a->config);
     if (device >= a->device_count) {
         rc = rl_fail(EINVAL, "rl_array_device", (int32_t)device, 0, "there is no device %u", device);
@@ -330,7 +376,9 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
 
 int rl_array_superblock(rl_array *a, uint32_t device, struct rl_superblock *out)
 {
-    int rc = 0;
+    int rc = rl_enter(a, "rl_array_superblock");
+    if (rc)
+        return rc;
     pthread_rwlock_rdlock(&a->config);
     if (device >= a->device_count || !a->devices[device]->member)
         rc = rl_fail(EINVAL, "rl_array_superblock", (int32_t)device, 0, "there is no device %u", device);

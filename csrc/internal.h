@@ -5,7 +5,7 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->events_lock, pool lock, a lane's lock (leaves)
+ *   4. array->events_lock, pool lock, a lane's, a member's and a recorder's own (leaves)
  */
 #ifndef RAIDLIB_INTERNAL_H
 #define RAIDLIB_INTERNAL_H
@@ -60,6 +60,7 @@ struct rl_member_ops {
     int (*zero)(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags);
     int (*flush)(rl_member *member);
     int (*probe)(rl_member *member);
+    void (*let_go)(rl_member *member); /* the close begins, and requests may be inside: what waits must come back. May be NULL */
     void (*close)(rl_member *member);
 };
 
@@ -84,6 +85,13 @@ void rl_member_trouble(rl_member *member, char *out, size_t length);
 /* Keeps the words of a failure (rl_last_error) for whoever will have to explain it; passes the result on. */
 int rl_member_noted(rl_member *member, int rc);
 
+/* recorder.c. begin: returns the recorded copy of `data` (or `data`, once the record is full); end must follow with the index it gave. */
+#define RL_RECORD_NONE RL_MAX_SECTOR
+const void *rl_recorder_begin(rl_recorder *r, uint32_t member, uint32_t op, const void *data, uint64_t length, uint64_t offset,
+                              uint64_t *index);
+void rl_recorder_end(rl_recorder *r, uint64_t index, int result);
+void rl_recorder_attach(rl_recorder *r, int members); /* so many more use it */
+
 /* One request to one device. The order of a device's requests and what may run beside what is decided by the callers; rl_io_run submits all and waits for all,
  * those of members with a deadline at once and beside each other, in buffers of their own. A back end with queues (io_uring) fits in behind it without a change above. */
 struct rl_io {
@@ -92,16 +100,16 @@ struct rl_io {
     uint64_t offset; /* bytes on the member */
     uint64_t length;
     uint32_t device; /* the caller's: index in the array */
-    uint16_t tag;    /* the caller's */
-    uint8_t op;      /* RL_OP_* */
-    uint8_t flags;   /* RL_IO_*; RL_ZERO_* */
-    int result;      /* 0 or -errno */
+    uint16_t tag; /* the caller's */
+    uint8_t op; /* RL_OP_* */
+    uint8_t flags; /* RL_IO_*; RL_ZERO_* */
+    int result; /* 0 or -errno */
     struct ask *ask; /* deadline.c, while it is under way */
 };
 enum { RL_OP_READ, RL_OP_WRITE, RL_OP_ZERO, RL_OP_FLUSH, RL_OP_PROBE };
 void rl_io_run(struct rl_io *ios, unsigned count);
-void rl_member_do(struct rl_io *io);     /* one request, on this thread */
-void rl_member_free(rl_member *member);  /* nobody has it any more */
+void rl_member_do(struct rl_io *io); /* one request, on this thread */
+void rl_member_free(rl_member *member); /* nobody has it any more */
 
 /* deadline.c */
 void rl_lane_submit(struct rl_io *io);
@@ -114,21 +122,24 @@ void rl_lane_free(struct lane *lane);
 #define RL_DEVICES_MAX 512u
 #define RL_STRIPE_LOCKS 1024u
 #define RL_SLICE_BYTES 131072u /* height of the piece of a stripe that is worked on at once */
+#define RL_WORKSPACE_BUDGET 12582912u /* bytes in all workspaces of an array, if all their blocks are in use */
+#define RL_WORKSPACES_MIN 4u
+#define RL_WORKSPACES_MAX 64u
 #define RL_EVENTS_MAX 256u
 #define RL_FAILED_MAX 64u /* devices that one request can find dead */
 
 struct device {
-    rl_member *member;        /* NULL once removed */
-    struct rl_superblock sb;  /* its own fields; the array-wide ones are stamped in at each commit */
-    uint32_t state;           /* RL_DEVICE_*; config lock */
-    int32_t slot;             /* config lock */
-    int32_t last_slot;        /* config lock: where it was before it was out, or -1 */
+    rl_member *member; /* NULL once removed */
+    struct rl_superblock sb; /* its own fields; the array-wide ones are stamped in at each commit */
+    uint32_t state; /* RL_DEVICE_*; config lock */
+    int32_t slot; /* config lock */
+    int32_t last_slot; /* config lock: where it was before it was out, or -1 */
     _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
-    uint64_t durable;           /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
-    uint64_t *bad;            /* pairs {first, sectors} relative to data_offset, sorted */
+    uint64_t durable; /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
+    uint64_t *bad; /* pairs {first, sectors} relative to data_offset, sorted */
     uint32_t bad_count;
     _Atomic uint64_t read_errors, corrected_reads;
-    bool lost;           /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
+    bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
 
@@ -136,8 +147,8 @@ struct device {
 struct workspace {
     struct workspace *next;
     uint64_t block_bytes;
-    void *block[RL_VECTOR_MAX];    /* old content, or what was fetched */
-    void *fresh[RL_PARITY_MAX];    /* new parity; stored parity in a check */
+    void *block[RL_VECTOR_MAX]; /* old content, or what was fetched */
+    void *fresh[RL_PARITY_MAX]; /* new parity; stored parity in a check */
     struct rl_io io[2 * RL_VECTOR_MAX];
 };
 
@@ -153,36 +164,39 @@ struct rl_array {
     pthread_mutex_t admin;
     pthread_rwlock_t config;
     struct device *devices[RL_DEVICES_MAX]; /* config */
-    uint32_t device_count;                  /* config */
-    int32_t slot_device[RL_SLOTS_MAX];      /* config: device in the slot (in sync or rebuilding), or -1 */
-    int32_t replacement[RL_SLOTS_MAX];      /* config: second device of the slot, or -1 */
-    struct rl_superblock sb;                /* config: the array-wide fields */
-    uint32_t uneven;                        /* config: devices that are good in part only (rebuilding, bad blocks) */
-    atomic_bool active;                     /* the superblocks say that writes may be open; set under config exclusive */
-    atomic_bool broken;                     /* a member that the content needs is gone */
-    _Atomic uint64_t resync;                /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
-    uint64_t resync_durable;                /* config exclusive: `resync` as of the last flush */
+    uint32_t device_count; /* config */
+    int32_t slot_device[RL_SLOTS_MAX]; /* config: device in the slot (in sync or rebuilding), or -1 */
+    int32_t replacement[RL_SLOTS_MAX]; /* config: second device of the slot, or -1 */
+    struct rl_superblock sb; /* config: the array-wide fields */
+    uint32_t uneven; /* config: devices that are good in part only (rebuilding, bad blocks) */
+    atomic_bool active; /* the superblocks say that writes may be open; set under config exclusive */
+    atomic_bool broken; /* a member that the content needs is gone */
+    _Atomic uint64_t resync; /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
+    uint64_t resync_durable; /* config exclusive: `resync` as of the last flush */
     _Atomic uint64_t last_write_ns;
     atomic_uint open_writes; /* begun and not yet settled */
     _Atomic uint64_t mismatch_count, corrected_reads, reads, writes, read_bytes, written_bytes;
-    rl_sync *sync;       /* admin: the job, or NULL */
+    rl_sync *sync; /* admin: the job, or NULL */
 
     pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
     pthread_mutex_t pool_lock;
+    pthread_cond_t pool_cond; /* a workspace came back */
     struct workspace *pool; /* pool_lock */
+    unsigned workspaces_out, workspaces_max; /* pool_lock; how many may be out at once: what bounds the memory of the engine */
 
     pthread_mutex_t events_lock;
     pthread_cond_t events_cond; /* also wakes the service */
     struct rl_event events[RL_EVENTS_MAX];
     uint64_t event_head, event_tail; /* events_lock: next to write, next to read */
-    bool stopped;                    /* events_lock */
-    bool attention;                  /* events_lock: something happened that the owner may have to act on */
+    bool stopped; /* events_lock */
+    bool attention; /* events_lock: something happened that the owner may have to act on */
     uint64_t next_probe_ns, next_look_ns; /* service thread only */
 };
 
 /* One call of a user, or one window of a job: what it found dead. */
 struct request {
     rl_array *a;
+    struct workspace *w; /* NULL until it is needed */
     unsigned failed_count;
     struct {
         uint32_t device;
@@ -193,7 +207,10 @@ struct request {
 /* engine.c */
 int rl_enter(const rl_array *a, const char *call);
 bool rl_is_space_error(int error);
+/* No lock may be held: it may wait until another one comes back. NULL: no memory. */
 struct workspace *rl_workspace_get(rl_array *a);
+struct workspace *rl_workspace_try(rl_array *a); /* NULL: it would have to wait */
+struct workspace *rl_workspace_second(rl_array *a); /* for who has one already: never waits, or two could wait for each other */
 void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
@@ -207,7 +224,7 @@ int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
 void rl_device_lost(rl_array *a, uint32_t device); /* config exclusive */
 void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present); /* in sync, by slot */
-void rl_count_uneven(rl_array *a);                                           /* config exclusive */
+void rl_count_uneven(rl_array *a); /* config exclusive */
 /* config exclusive: a replacement that is complete and flushed takes the slot, on the superblocks too; where its own cannot be written it is out. 0, or -errno as from
  * a commit. */
 int rl_device_take_over(rl_array *a, uint32_t device);
@@ -243,7 +260,7 @@ int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length,
 int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags);
 /* io.c: makes zeros of the ranges, by writing them where the member cannot. */
 void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags);
-/* The slow ways to read one segment that lies in one chunk: from what is left. */
+/* The slow ways to read one segment that lies in one chunk: from what is left, in rq->w. */
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 /* Judges the results of a piece's writes: notes what failed; -ENOSPC, or -EIO where nothing was written. */

@@ -54,6 +54,7 @@ static uint64_t read_segment(const rl_array *a, void *buffer, uint64_t length, u
     return bytes;
 }
 
+/* Reads what one batch reaches. -EAGAIN: the slow way is needed for it, and a workspace, for which nobody may wait with a lock in his hand. */
 static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_t offset, uint64_t *done)
 {
     rl_array *a = rq->a;
@@ -76,6 +77,8 @@ static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_
     for (unsigned i = 0; i < count; i++) {
         if (ios[i].length)
             continue;
+        if (!rq->w && !(rq->w = rl_workspace_try(a)))
+            return -EAGAIN;
         int rc = a->g.parity ? rl_stripe_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i])
                              : rl_mirror_read(rq, buffer + at[i], at[i + 1] - at[i], offset + at[i]);
         if (rc)
@@ -93,10 +96,17 @@ int rl_array_pread(rl_array *a, void *buffer, uint64_t length, uint64_t offset)
         pthread_rwlock_rdlock(&a->config);
         rc = read_batch(&rq, (char *)buffer + done, length - done, offset + done, &step);
         pthread_rwlock_unlock(&a->config);
+        if (rc == -EAGAIN) {
+            rq.w = rl_workspace_get(a);
+            rc = rq.w ? 0 : rl_fail(ENOMEM, "rl_array_pread", -1, offset, "no memory");
+            step = 0;
+        }
         /* what was read is right whether or not the failure could be recorded: a broken array says so to its writers */
         if (rq.failed_count)
             (void)rl_request_settle(&rq);
     }
+    if (rq.w)
+        rl_workspace_put(a, rq.w);
     if (rc == 0) {
         atomic_fetch_add_explicit(&a->reads, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&a->read_bytes, length, memory_order_relaxed);

@@ -352,11 +352,21 @@ int rl_member_close(rl_member *member)
         return 0;
     if (atomic_load(&member->users))
         return rl_fail(EBUSY, "rl_member_close", -1, 0, "%s is in use by an array", member->name);
+    if (member->ops->let_go)
+        member->ops->let_go(member);
     if (member->lane)
         rl_lane_close(member->lane); /* D4: freed by the last thread that serves it */
     else
         rl_member_free(member);
     return 0;
+}
+
+void rl_member_forked(rl_member *member)
+{
+    if (member->ops != &fd_ops)
+        return; /* memory is the child's own; an object is the caller's */
+    fd_close(member);
+    ((struct fd_member *)member)->fd = -1;
 }
 
 int rl_member_noted(rl_member *member, int rc)
@@ -404,67 +414,76 @@ static bool aligned(const rl_member *m, const void *buffer, uint64_t length, uin
     return (length | offset) % m->block_bytes == 0 && (uintptr_t)buffer % m->memory_align == 0;
 }
 
+/* What does not fit the member's blocks or memory goes by way of a bounce buffer, piece by piece. */
+#define BOUNCE_BYTES 65536u
+
 static int do_read(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
 {
+    _Alignas(RL_BUFFER_ALIGN) char bounce[BOUNCE_BYTES];
+    int rc = 0;
     if (aligned(member, buffer, length, offset))
         return member->ops->pread(member, buffer, length, offset, flags);
-    uint64_t low = rl_round_down(offset, member->block_bytes);
-    uint64_t high = rl_min(rl_round_up(offset + length, member->block_bytes), member->size_bytes);
-    void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(high - low, RL_BUFFER_ALIGN));
-    if (!bounce)
-        return rl_fail(ENOMEM, "rl_member_pread", -1, offset, "no memory for %llu bytes", (unsigned long long)(high - low));
-    int rc = member->ops->pread(member, bounce, high - low, low, flags);
-    if (rc == 0)
-        memcpy(buffer, (char *)bounce + (offset - low), length);
-    free(bounce);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        uint64_t low = rl_round_down(offset + done, member->block_bytes);
+        uint64_t high = rl_min(rl_min(rl_round_up(offset + length, member->block_bytes), member->size_bytes), low + BOUNCE_BYTES);
+        rc = member->ops->pread(member, bounce, high - low, low, flags);
+        step = rl_min(high - (offset + done), length - done);
+        if (rc == 0)
+            memcpy((char *)buffer + done, bounce + (offset + done - low), step);
+    }
     return rc;
-}
-
-static int check_write(const rl_member *member, uint64_t length, uint64_t offset)
-{
-    if (member->flags & RL_MEMBER_READ_ONLY)
-        return rl_fail(EROFS, "rl_member_pwrite", -1, offset, "%s is open read-only", member->name);
-    if ((length | offset) % member->block_bytes)
-        return rl_fail(EINVAL, "rl_member_pwrite", -1, offset, "%llu bytes at %llu are not whole blocks of %s", (unsigned long long)length,
-                       (unsigned long long)offset, member->name);
-    return 0;
 }
 
 static int do_write(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
 {
-    int rc = check_write(member, length, offset);
-    if (rc || aligned(member, buffer, length, offset))
-        return rc ? rc : member->ops->pwrite(member, buffer, length, offset);
-    void *bounce = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(length, RL_BUFFER_ALIGN));
-    if (!bounce)
-        return rl_fail(ENOMEM, "rl_member_pwrite", -1, offset, "no memory for %llu bytes", (unsigned long long)length);
-    memcpy(bounce, buffer, length);
-    rc = member->ops->pwrite(member, bounce, length, offset);
-    free(bounce);
+    _Alignas(RL_BUFFER_ALIGN) char bounce[BOUNCE_BYTES];
+    int rc = 0;
+    if (aligned(member, buffer, length, offset))
+        return member->ops->pwrite(member, buffer, length, offset);
+    for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
+        step = rl_min(length - done, BOUNCE_BYTES);
+        memcpy(bounce, (const char *)buffer + done, step);
+        rc = member->ops->pwrite(member, bounce, step, offset + done);
+    }
     return rc;
 }
 
 static int do_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t flags)
 {
-    int rc = check_write(member, length, offset);
-    if (rc == 0 && !member->ops->zero)
+    if (!member->ops->zero)
         return rl_fail(EOPNOTSUPP, "rl_member_zero", -1, offset, "%s cannot make zeros without writing them", member->name);
-    return rc ? rc : member->ops->zero(member, length, offset, flags);
+    return member->ops->zero(member, length, offset, flags);
+}
+
+/* What no kind of member need look at: the range, and whether it may be written. */
+static int check_io(const struct rl_io *io)
+{
+    const rl_member *m = io->member;
+    bool changes = io->op == RL_OP_WRITE || io->op == RL_OP_ZERO;
+    if (io->op == RL_OP_FLUSH || io->op == RL_OP_PROBE)
+        return 0;
+    int rc = check_range(m, io->length, io->offset);
+    if (rc == 0 && changes && m->flags & RL_MEMBER_READ_ONLY)
+        rc = rl_fail(EROFS, "rl_member_pwrite", -1, io->offset, "%s is open read-only", m->name);
+    if (rc == 0 && changes && (io->length | io->offset) % m->block_bytes)
+        rc = rl_fail(EINVAL, "rl_member_pwrite", -1, io->offset, "%llu bytes at %llu are not whole blocks of %s",
+                     (unsigned long long)io->length, (unsigned long long)io->offset, m->name);
+    return rc;
 }
 
 void rl_member_do(struct rl_io *io)
 {
     rl_member *m = io->member;
-    int rc = io->op == RL_OP_FLUSH || io->op == RL_OP_PROBE ? 0 : check_range(m, io->length, io->offset);
-    if (rc == 0 && io->op == RL_OP_READ)
+    int rc = 0;
+    if (io->op == RL_OP_READ)
         rc = do_read(m, io->buffer, io->length, io->offset, io->flags);
-    else if (rc == 0 && io->op == RL_OP_WRITE)
+    else if (io->op == RL_OP_WRITE)
         rc = do_write(m, io->buffer, io->length, io->offset);
-    else if (rc == 0 && io->op == RL_OP_ZERO)
+    else if (io->op == RL_OP_ZERO)
         rc = do_zero(m, io->length, io->offset, io->flags);
-    else if (rc == 0 && io->op == RL_OP_FLUSH)
+    else if (io->op == RL_OP_FLUSH)
         rc = m->flags & RL_MEMBER_READ_ONLY ? 0 : m->ops->flush(m);
-    else if (rc == 0)
+    else
         rc = m->ops->probe(m);
     io->result = rl_member_noted(m, rc);
 }
@@ -472,15 +491,17 @@ void rl_member_do(struct rl_io *io)
 void rl_io_run(struct rl_io *ios, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
-        if (ios[i].member->lane)
+        ios[i].ask = NULL;
+        ios[i].result = rl_member_noted(ios[i].member, check_io(&ios[i]));
+        if (ios[i].result == 0 && ios[i].member->lane)
             rl_lane_submit(&ios[i]);
     }
     for (unsigned i = 0; i < count; i++) {
-        if (!ios[i].member->lane)
+        if (ios[i].result == 0 && !ios[i].member->lane)
             rl_member_do(&ios[i]);
     }
     for (unsigned i = 0; i < count; i++) {
-        if (ios[i].member->lane)
+        if (ios[i].ask)
             rl_lane_wait(&ios[i]);
     }
 }

@@ -72,9 +72,8 @@ int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t 
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
 {
     rl_array *a = rq->a;
-    struct workspace *w = rl_workspace_get(a);
     uint64_t block = a->block_bytes;
-    char *stage = w ? rl_workspace_block(w, &w->block[0]) : NULL;
+    char *stage = rl_workspace_block(rq->w, &rq->w->block[0]);
     int rc = stage ? 0 : rl_fail(ENOMEM, "rl_array_pread", -1, offset, "no memory");
     for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
         uint64_t at = offset + done, end = 0, low = rl_round_down(at, block);
@@ -87,8 +86,6 @@ int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
         if (rc == 0)
             memcpy((char *)buffer + done, stage + (at - low), step);
     }
-    if (w)
-        rl_workspace_put(a, w);
     return rc;
 }
 

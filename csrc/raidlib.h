@@ -239,6 +239,9 @@ typedef struct rl_member rl_member;
 int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out);
 /* A member in memory, zero-filled, sparse. */
 int rl_member_open_memory(uint64_t size_bytes, rl_member **out);
+/* A second member with the content that a member in memory has at this moment. They share memory until one of them writes, page by page; either may be closed
+ * first. Any thread, beside I/O. -EINVAL for a member of another kind. */
+int rl_member_fork(rl_member *member, rl_member **out);
 
 /* A member implemented by the caller. pread and pwrite transfer all of length or fail with -errno; flush makes what was written
  * durable. Called from any thread. The engine copies `ops`; `context` must live until close. */
@@ -264,6 +267,9 @@ unsigned rl_member_parked(const rl_member *member);
 
 /* -EBUSY while an array uses it. NULL is a harmless no-op. */
 int rl_member_close(rl_member *member);
+/* In a forked child, instead of closing it: its copy of the descriptor goes, with which it would keep the file locked when its parent has ended. The handle is of
+ * no more use there. */
+void rl_member_forked(rl_member *member);
 uint64_t rl_member_size(const rl_member *member);
 uint32_t rl_member_block_bytes(const rl_member *member);
 #define RL_IO_DEVICE 1 /* read what the device holds, not what the page cache does */
@@ -276,6 +282,84 @@ int rl_member_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t
 int rl_member_flush(rl_member *member);
 /* The heartbeat: 0, or -ENODEV with the reason in words if the member is gone. */
 int rl_member_probe(rl_member *member);
+
+/* ---- Faults and records (member_fault.c, recorder.c) -------------------------------------------------------------- */
+
+/* Every write and flush that reaches the members it is attached to, in order, with the bytes. */
+typedef struct rl_recorder rl_recorder;
+#define RL_RECORD_WRITE 1
+#define RL_RECORD_FLUSH 2
+/* `begun` and `ended` are of one sequence for all members: what was begun after another request had ended is ordered by it; of what overlaps a crash may leave any part. */
+struct rl_record {
+    uint64_t begun, ended; /* ended 0: still under way */
+    uint64_t offset, length; /* on the member */
+    uint32_t member; /* its number, as given to rl_member_open_fault */
+    uint32_t op;     /* RL_RECORD_* */
+    int32_t result;  /* 0 or -errno: the member's answer */
+};
+/* Keeps at most about limit_bytes. What no longer fits is not kept: requests go on, the record ends there, and rl_recorder_count says so. */
+int rl_recorder_new(uint64_t limit_bytes, rl_recorder **out);
+/* -EBUSY while a member is attached. NULL is a no-op. */
+int rl_recorder_free(rl_recorder *recorder);
+/* Forgets all. -EBUSY while a request is under way. The sequence goes on. */
+int rl_recorder_clear(rl_recorder *recorder);
+/* How many entries, in the order in which they began. -ENOBUFS: it was full, and the record is not whole. */
+int64_t rl_recorder_count(rl_recorder *recorder);
+/* These three also of a record that is not whole; not beside rl_recorder_clear. */
+int rl_recorder_get(rl_recorder *recorder, uint64_t index, struct rl_record *out);
+/* Of a write's data, `length` bytes from `first` on: into a buffer, or onto the same place of another member. */
+int rl_recorder_data(rl_recorder *recorder, uint64_t index, void *buffer, uint64_t length, uint64_t first);
+int rl_recorder_apply(rl_recorder *recorder, uint64_t index, rl_member *to, uint64_t length, uint64_t first);
+
+/* A member over another one, which it borrows, that does what rules say to the requests that pass. recorder: NULL, or what is to keep all that reaches the inner
+ * member, under that number. Closing it lets go of what hangs in it, with -EIO. */
+int rl_member_open_fault(rl_member *inner, uint64_t seed, rl_recorder *recorder, uint32_t number, rl_member **out);
+
+#define RL_FAULT_ON_READ 1
+#define RL_FAULT_ON_WRITE 2
+#define RL_FAULT_ON_FLUSH 4
+#define RL_FAULT_ON_PROBE 8
+#define RL_FAULT_ON_ALL 15
+/* What is done. `error` is what the caller is told, 0: success. */
+#define RL_FAULT_ERROR 1 /* nothing is done. error > 0 */
+#define RL_FAULT_SHORT 2 /* of a read or write, the first `bytes`. error > 0 */
+#define RL_FAULT_DELAY 3 /* it is done delay_ms later */
+#define RL_FAULT_HANG 4 /* it is done once rl_fault_release is called, or the rule removed */
+#define RL_FAULT_FLIP 5 /* a read gives wrong bytes: one bit of each sector of the range, the same one each time */
+#define RL_FAULT_LOST 6 /* a write or flush is not done */
+#define RL_FAULT_MISDIRECTED 7 /* a read or write goes shift_sectors further; lost, or read as zeros, where that is outside */
+#define RL_FAULT_TORN \
+    8 /* of a write some sectors reach (blocks, where those are larger), by the seed: never all, of two and more never none */
+#define RL_FAULT_GONE 9 /* -ENODEV, also to all other requests from then on, until the rule is removed */
+#define RL_FAULT_SEEDED 0xffffffffffffffff /* bytes: some whole sectors, fewer than all, by the seed */
+#define RL_FAULT_RULES_MAX 1024
+struct rl_fault_rule {
+    uint32_t size_of;
+    uint32_t kind; /* RL_FAULT_* */
+    uint32_t ops;  /* RL_FAULT_ON_* */
+    int32_t error; /* errno */
+    uint64_t first_sector, sectors; /* reads and writes that touch this range of the member only; sectors 0: all */
+    uint64_t after; /* so many of those requests pass first */
+    uint64_t times; /* it is done so often at most; 0: no limit */
+    double probability; /* 0 to 1 */
+    uint64_t delay_ms;
+    uint64_t bytes;
+    int64_t shift_sectors;
+};
+struct rl_fault_counts {
+    uint64_t reached; /* requests of the rule's kind and range */
+    uint64_t hit; /* to which it was done */
+    uint32_t active;
+};
+/* Any thread, any time, and from any request on. The rule's number. The decision about the n-th request that reaches a rule depends on the seed, that number and n. */
+int rl_fault_add(rl_member *member, const struct rl_fault_rule *rule);
+/* Its counts stay. */
+int rl_fault_remove(rl_member *member, int rule);
+/* All rules and their counts; numbers begin at 0 again. */
+int rl_fault_clear(rl_member *member);
+/* Lets go of what hangs now. */
+int rl_fault_release(rl_member *member);
+int rl_fault_count(rl_member *member, int rule, struct rl_fault_counts *out);
 
 /* ---- Arrays (engine.c, stripe.c, metadata.c) ---------------------------------------------------------------------- */
 
@@ -370,7 +454,7 @@ struct rl_array_status {
     uint64_t corrected_reads;
     uint64_t reads, writes, read_bytes, written_bytes; /* requests since open */
 };
-void rl_array_status(rl_array *array, struct rl_array_status *out);
+void rl_array_status(rl_array *array, struct rl_array_status *out); /* all zeros in a forked child */
 
 struct rl_device_status {
     uint32_t state;

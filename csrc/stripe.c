@@ -244,9 +244,7 @@ int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
     uint64_t chunk_bytes = (uint64_t)a->g.chunk_sectors * RL_SECTOR, chunk = offset / chunk_bytes, start = offset % chunk_bytes;
     struct stripe st;
     uint8_t want[RL_VECTOR_MAX] = {0};
-    struct workspace *w = rl_workspace_get(a);
-    if (!w)
-        return rl_fail(ENOMEM, "rl_array_pread", -1, offset, "no memory");
+    struct workspace *w = rq->w;
     rl_stripe_look(a, chunk / a->g.data, &st);
     unsigned index = st.position[chunk % a->g.data];
     want[index] = 1;
@@ -261,7 +259,6 @@ int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
             memcpy((char *)buffer + done, (char *)w->block[index] + (start + done - low), step);
     }
     pthread_mutex_unlock(rl_stripe_lock(a, st.number));
-    rl_workspace_put(a, w);
     return rc;
 }
 
@@ -508,7 +505,7 @@ static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
     struct workspace *old = NULL;
     int rc = rect_look(a, r);
     if (rc == 0 && rect_fragile(r)) {
-        old = rl_workspace_get(a);
+        old = rl_workspace_second(a);
         for (unsigned i = 0; i < r->st.nd + r->st.np; i++)
             want[i] = r->live[i] && (i >= r->st.nd || r->touched[i]);
         rc = old ? rl_stripe_fetch(rq, &r->st, old, r->from, r->to - r->from, 0, want, 0)

@@ -65,7 +65,7 @@
 
 #define TRANSFER_BYTES 1048576 /* of one request: what the kernel grants (256 pages) */
 #define PAGE_BYTES 4096
-#define THREADS_MAX 32      /* requests served at once; a thread is started when none is idle */
+#define THREADS_MAX 24      /* requests served at once; a thread is started when none is idle. Each has a buffer of TRANSFER_BYTES */
 #define BACKGROUND_MAX 256 /* asynchronous direct I/O that the kernel lets wait for us; its default of 12 starves a loop device */
 #define ENTRY_TIMEOUT_S 1e9 /* names never change */
 #define ATTR_TIMEOUT_S 1.0     /* the size changes when the array grows */

@@ -1,6 +1,6 @@
 """raidlib: redundant disk arrays in user space, in the Linux md on-disk format."""
 
-from . import codec, errors
+from . import codec, errors, lab
 from .array import Array
 from .assembly import Assembly
 from .engine import BlockDevice
@@ -30,6 +30,7 @@ __all__ = [
     "create",
     "errors",
     "examine",
+    "lab",
     "open",
     "plan",
     "resolve",

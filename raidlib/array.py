@@ -15,6 +15,7 @@ from .advice import advise
 from .assembly import Candidate, Plan
 from .engine import buffer_of, check, ffi, last_error, lib
 from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
+from .holders import OwnLock
 from .jobs import Job
 from .member import (
     VERSIONS,
@@ -76,7 +77,7 @@ class Array:
         self._members: list[Member | None] = [c.member for c in self._used]
         self._gate = threading.Condition()
         self._calls, self._closed = 0, False
-        self._admin = threading.RLock()
+        self._admin = OwnLock("the array")
         self._job: Job | None = None
         self._service: threading.Thread | None = None
         self.claim = held
@@ -189,8 +190,8 @@ class Array:
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
+        """Whether close() was called; and in a forked child, where the array is not open."""
+        return self._closed or self._admin.forked
 
     @property
     def job(self) -> Job | None:
@@ -202,6 +203,7 @@ class Array:
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
         """The engine's handle, which close() does not take away meanwhile."""
+        self._admin.check()
         with self._gate:
             if self._closed:
                 raise UsageError("the array is closed", errno=errno.EBADF)
@@ -666,7 +668,12 @@ class Array:
     # -- the end
 
     def close(self) -> None:
-        """Stops the job (it goes on at the next opening), marks the array clean, lets the members go. Again is harmless."""
+        """Stops the job (it goes on at the next opening), marks the array clean, lets the members go. Again is harmless.
+
+        In a forked child it does nothing: the array is its parent's.
+        """
+        if self._admin.forked:
+            return
         with self._admin:
             with self._gate:
                 if self._closed:

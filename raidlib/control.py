@@ -24,6 +24,7 @@ import msgspec
 from . import errors
 from . import opening as _opening
 from .errors import AccessError, BusyError, RaidError, UsageError
+from .holders import let_go_in_children
 from .member import Member
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
 from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, open_folder, remove_entry
@@ -199,6 +200,7 @@ class Owner:
             listener.close()
             raise
         self._listener = listener
+        let_go_in_children(self)
         for work in (self._accept, self._collect):
             thread = threading.Thread(target=work, name=f"raidlib control {work.__name__.strip('_')}", daemon=True)
             self._threads.append(thread)
@@ -214,7 +216,7 @@ class Owner:
 
     def stop(self) -> None:
         """Ends the server: what is being answered is answered, then all connections are closed. The array stays as it is."""
-        if self._listener is None:
+        if self._listener is None or self.info.pid != os.getpid():  # of a fork, the parent's
             return
         self.quiesce()
         with self._changed:
@@ -229,6 +231,14 @@ class Owner:
         remove_entry(SOCKET, self._claim.folder)
         if self._owns_claim:
             self._claim.release()
+
+    def let_go_in_child(self) -> None:
+        """In a forked child nobody serves: its copies of the sockets would keep clients waiting."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for lines in self._connections:
+            lines.connection.close()
 
     def __enter__(self) -> Owner:
         self.start()

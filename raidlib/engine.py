@@ -118,7 +118,7 @@ class MemberHandle:
         self._serving, self._deadline_s = 0, 0.0
         self._identity: tuple[Any, ...] = ()
         self._ended = threading.Event()
-        self._at_end: Callable[[], object] = lambda: None
+        self._at_end: list[Callable[[], object]] = []  # _lock
 
     @classmethod
     def from_fd(cls, fd: int, name: str, *, read_only: bool, direct: bool) -> MemberHandle:
@@ -134,6 +134,19 @@ class MemberHandle:
         out = ffi.new("rl_member **")
         check(lib.rl_member_open_memory(size, out))
         return cls(out[0], "memory")
+
+    @classmethod
+    def from_fault(cls, inner: MemberHandle, seed: int, recorder: Any, number: int) -> MemberHandle:
+        """A member that does to the requests for `inner` what its rules say; recorder: an rl_recorder or NULL."""
+        out = ffi.new("rl_member **")
+        check(lib.rl_member_open_fault(inner.pointer, seed, recorder, number, out))
+        return cls(out[0], f"faulty {inner.name}", (inner,))
+
+    def fork(self) -> MemberHandle:
+        """A second member in memory with the content of this one."""
+        out = ffi.new("rl_member **")
+        check(lib.rl_member_fork(self.pointer, out))
+        return MemberHandle(out[0], self.name)
 
     @classmethod
     def from_object(cls, device: BlockDevice, name: str) -> MemberHandle:
@@ -173,18 +186,27 @@ class MemberHandle:
         again, self._deadline_s = self.has_deadline, seconds
         if again:
             return
-        self._serving, self._at_end, self._identity = SERVING_THREADS, at_end, identity
+        self._serving, self._at_end, self._identity = SERVING_THREADS, [at_end], identity
         started = 0
         try:
             while started < SERVING_THREADS:
                 threading.Thread(target=self._serve, args=(self.pointer,), name=f"raidlib serves {self.name}", daemon=True).start()
                 started += 1
         except BaseException:  # no thread to be had: this one comes back at once for each that is wanting
-            pointer, self.pointer, self._at_end = self.pointer, None, lambda: None
+            pointer, self.pointer, self._at_end = self.pointer, None, []
             lib.rl_member_close(pointer)
             for _ in range(started, SERVING_THREADS):
                 self._serve(pointer)
             raise
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """After close(): does something when the last request has ended, which is now for all but members that hang."""
+        with self._lock:
+            later = self._serving > 0
+            if later:
+                self._at_end.append(call)
+        if not later:
+            call()
 
     def _serve(self, pointer: Any) -> None:
         lib.rl_member_serve(pointer)
@@ -192,7 +214,8 @@ class MemberHandle:
             self._serving -= 1
             last = self._serving == 0
         if last:
-            self._at_end()
+            for call in self._at_end:
+                call()
             with _limbo_lock:
                 _limbo[:] = [other for other in _limbo if other is not self]
             self._ended.set()
@@ -216,6 +239,14 @@ class MemberHandle:
         check(result)
         if served and not hangs:
             self._ended.wait(self._deadline_s)
+
+    def let_go_in_child(self) -> None:
+        """In a forked child: the descriptor goes, and whatever is asked of the member from then on has no pointer to go to."""
+        global _limbo_lock
+        pointer, self.pointer = self.pointer, None
+        self._lock = _limbo_lock = threading.Lock()  # who has the old ones may not exist here
+        if pointer is not None:
+            lib.rl_member_forked(pointer)
 
 
 _limbo_lock = threading.Lock()

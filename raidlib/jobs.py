@@ -8,6 +8,7 @@ from typing import Any
 
 from .engine import check, ffi, lib
 from .errors import RaidError
+from .holders import OwnLock
 from .model import JobStatus, Mismatch
 
 _KINDS = {lib.RL_SYNC_RECOVER: "recovery", lib.RL_SYNC_RESYNC: "resync", lib.RL_SYNC_CHECK: "check", lib.RL_SYNC_REPAIR: "repair"}
@@ -30,7 +31,7 @@ class Job:
         self.kind = _KINDS[kind]
         self.error: RaidError | None = None
         self._sync, self._on_end = out[0], on_end
-        self._lock = threading.Lock()
+        self._lock = OwnLock("the array")
         self._ended = threading.Event()
         self._last: tuple[JobStatus, list[Mismatch]] | None = None
         self._thread = threading.Thread(target=self._run, name=f"raidlib {self.kind}", daemon=True)
@@ -143,6 +144,7 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has ended; raises what it failed with (CancelledError if it was cancelled). False: not yet, after `timeout` seconds."""
+        self._lock.check()
         if not self._ended.wait(timeout):
             return False
         if self.error is not None:
@@ -151,6 +153,7 @@ class Job:
 
     def join(self) -> None:
         """Until it has ended, in whatever way."""
+        self._lock.check()
         self._ended.wait()
         if threading.current_thread() is not self._thread:
             self._thread.join()

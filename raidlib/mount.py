@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
 import errno
 import logging
 import os
 import queue
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +28,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from . import control, runtime
+from . import control, runtime, system
 from . import opening as _opening
 from .errors import AccessError, ArrayIOError, BusyError, MissingFacilityError, RaidError, RefusedError, UsageError, from_errno
 from .model import SCHEMA, Struct
@@ -42,9 +40,7 @@ from .model import SCHEMA, Struct
 EXT = ("ext2", "ext3", "ext4")
 DRIVERS = ("auto", "kernel", "fuse2fs")
 FUSE_TYPE = "fuse.raidlib"
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 READ_ONLY, ALLOW_OTHER = 1, 2  # RL_FUSE_*
-SETTLE_S = 10.0  # what the kernel lets go of a little later: loop devices, descriptors of a prober
 RETRY_S = 2
 SIGNAL_S = 5.0  # how long files may stay open after SIGTERM before the mount is kept
 FUSE2FS_S = 120.0  # to read or write its bitmaps
@@ -75,6 +71,7 @@ class _Options(Struct, frozen=True, kw_only=True):
     run: bool
     force: bool
     allow_other: bool
+    deadline: float | None
 
 
 class _Ready(Struct, frozen=True, kw_only=True):
@@ -84,83 +81,7 @@ class _Ready(Struct, frozen=True, kw_only=True):
     error: control.Failure | None = None
 
 
-# --- What the system has mounted --------------------------------------------------------------------------------------
-
-
-class _Mount(NamedTuple):
-    place: str
-    device: str  # major:minor
-    kind: str
-    source: str
-
-
-def _mounts() -> list[_Mount]:
-    """The mount table, the latest last."""
-    result = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (kind, source) = left.split(" "), right.split(" ")[:2]
-        result.append(_Mount(_plain(fields[4]), fields[2], kind, _plain(source)))
-    return result
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _tool(name: str, package: str) -> str:
-    """The path of a program; also those that only root usually looks for."""
-    path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
-    if path is None:
-        raise MissingFacilityError(f"{name} is not installed: apt-get install {package}")
-    return path
-
-
-def _run(*command: str) -> tuple[int, str]:
-    """Exit code, and everything that was said, on one line."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    out: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, check=False, text=True, errors="replace", env=environment, **out)
-    return done.returncode, "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip())
-
-
-def _unmount(place: str, *, lazy: bool = False) -> None:
-    """Unmounts one file system. BusyError while files are open on it, unless `lazy`; nothing if it is not mounted."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(place), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
-        return
-    code = ctypes.get_errno()
-    if code == errno.EPERM:
-        result, text = _run(_tool("fusermount3", "fuse3"), "-u", *(["-z"] if lazy else []), place)
-        if result == 0:
-            return
-        code = errno.EBUSY if "busy" in text.lower() else errno.EPERM
-    if code == errno.EBUSY:
-        raise BusyError(f"{place} is busy: files are open on it, or it is some process's working directory (fuser -vm {place} names it)")
-    if code != errno.EINVAL:
-        raise from_errno(code, f"cannot unmount {place}: {os.strerror(code)}")
-
-
-def _eventually(done: Callable[[], bool], seconds: float = SETTLE_S) -> bool:
-    """Waits for what comes by itself."""
-    until = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def _loops(volume: str) -> dict[str, str]:
-    """The loop devices on a volume: major:minor -> path."""
-    result = {}
-    for folder in Path("/sys/block").glob("loop*"):
-        try:
-            if (folder / "loop" / "backing_file").read_text().rstrip("\n").removesuffix(" (deleted)") == volume:
-                result[(folder / "dev").read_text().strip()] = f"/dev/{folder.name}"
-        except OSError:
-            continue
-    return result
+# --- What a dead owner has left -------------------------------------------------------------------------------------
 
 
 def _source(uuid: str) -> str:
@@ -171,28 +92,21 @@ def _source(uuid: str) -> str:
 def _clean(uuid: str, folder: Path, previous: runtime.Info | None) -> list[str]:
     """Takes down what a dead owner has left: file system, loop device, FUSE. In words what it did. All is dead: nothing can be lost."""
     volumes = {str(folder / "fuse" / "volume"), *([previous.volume] if previous is not None and previous.volume else [])}
-    loops = {device: path for volume in volumes for device, path in _loops(volume).items()}
+    loops = {device: path for volume in volumes for device, path in system.loops(volume).items()}
     notes = []
-    for mount in reversed(_mounts()):
+    for mount in reversed(system.mounts()):
         ours = mount.kind == FUSE_TYPE and mount.source == _source(uuid)
         if not ours and (mount.device in loops or mount.source in volumes):
-            _take_down(mount.place)
+            system.take_down(mount.place)
             notes.append(f"the {mount.kind} that a dead owner had left mounted at {mount.place} was unmounted")
     for path in loops.values():
-        if os.path.exists(path):
-            _run(_tool("losetup", "mount"), "-d", path)
-    for mount in reversed(_mounts()):
+        for volume in volumes:
+            system.detach(path, volume)
+    for mount in reversed(system.mounts()):
         if mount.kind == FUSE_TYPE and mount.source == _source(uuid):
-            _take_down(mount.place)
+            system.take_down(mount.place)
             notes.append(f"the dead FUSE mount at {mount.place} was unmounted")
     return notes
-
-
-def _take_down(place: str) -> None:
-    try:
-        _unmount(place)
-    except BusyError:
-        _unmount(place, lazy=True)
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -207,7 +121,7 @@ def _check_members(members: Sequence[Any], mountpoint: str) -> None:
 
 def _check_mountpoint(place: str) -> None:
     """An empty directory that nothing is mounted on."""
-    if any(mount.place == place for mount in _mounts()):
+    if any(mount.place == place for mount in system.mounts()):
         raise BusyError(f"{place} is a mount point already; unmount what is there first, or use another directory")
     try:
         names = os.listdir(place)
@@ -279,7 +193,7 @@ class _Door:
 
     def notes(self) -> list[str]:
         """What the server could not protect itself from."""
-        _eventually(lambda: self._lib.rl_fuse_protection(self._fuse) != -errno.EAGAIN, 2.0)
+        system.eventually(lambda: self._lib.rl_fuse_protection(self._fuse) != -errno.EAGAIN, 2.0)
         have = max(0, self._lib.rl_fuse_protection(self._fuse))
         notes = []
         if not have & self._lib.RL_FUSE_IO_FLUSHER:
@@ -294,7 +208,7 @@ class _Door:
             until = time.monotonic() + patience_s
             while True:
                 try:
-                    _unmount(self.place)
+                    system.unmount(self.place)
                     break
                 except BusyError:
                     if time.monotonic() > until:
@@ -343,7 +257,9 @@ class _Session:
         info = runtime.Info(pid=os.getpid(), uuid=self.held.uuid, mountpoint=self.mountpoint, volume=self.volume, started=time.time())
         self.held.publish(info)
         mode = "r" if options.read_only else "rw"
-        self.array = _opening.open(options.members, mode, run=options.run, force=options.force, direct=True, held=self.held)
+        self.array = _opening.open(
+            options.members, mode, run=options.run, force=options.force, direct=True, deadline=options.deadline, held=self.held
+        )
         try:
             self._open_door()
             if options.fs != "none":
@@ -400,7 +316,7 @@ class _Session:
         self._mount_by_fuse2fs()
 
     def _check_file_system(self) -> None:
-        code, text = _run(_tool("e2fsck", "e2fsprogs"), "-p", self.volume)
+        code, text = system.run(system.tool("e2fsck", "e2fsprogs"), "-p", self.volume)
         self.log.info("e2fsck -p: %s (%d)", text, code)
         if code & ~3:
             way = "mount it with --fs none and run e2fsck on `volume` by hand, or with --read-only to save what is there"
@@ -409,12 +325,12 @@ class _Session:
             self.notes.append(f"e2fsck -p has mended the file system: {text}")
 
     def _mount_by_kernel(self) -> None:
-        losetup, mount = _tool("losetup", "mount"), _tool("mount", "mount")
+        losetup, mount = system.tool("losetup", "mount"), system.tool("mount", "mount")
         if not os.path.exists("/dev/loop-control"):
             raise MissingFacilityError("there are no loop devices (/dev/loop-control): modprobe loop (a container needs --privileged)")
         read_only = self.array.read_only
         arguments = ["--find", "--show", "--direct-io=on", *(["--read-only"] if read_only else []), self.volume]
-        code, text = _run(losetup, *arguments)
+        code, text = system.run(losetup, *arguments)
         device = text.rpartition("; ")[2]
         if code or not device.startswith("/dev/"):
             raise MissingFacilityError(f"no loop device can be had: {text}")
@@ -423,7 +339,7 @@ class _Session:
             self.notes.append("the loop device does no direct I/O: what is written is cached twice")
         modes = ["ro", "ro,norecovery" if self.fs == "xfs" else "ro,noload"] if read_only else ["rw"]
         for mode in modes:
-            code, text = _run(mount, "-t", self.fs, "-o", mode, device, self.mountpoint)
+            code, text = system.run(mount, "-t", self.fs, "-o", mode, device, self.mountpoint)
             if code == 0:
                 break
         if code:
@@ -434,7 +350,7 @@ class _Session:
         self._mounted, self.driver = True, "kernel"
         if mode not in ("ro", "rw"):
             self.notes.append(f"the journal of the {self.fs} was not replayed (read-only): the latest changes may be missing")
-        _run(losetup, "-d", device)  # in use: it goes when the file system is unmounted, by whomever
+        system.run(losetup, "-d", device)  # in use: it goes when the file system is unmounted, by whomever
 
     def _mount_by_fuse2fs(self) -> None:
         options = ["ro" if self.array.read_only else "rw"]
@@ -442,12 +358,12 @@ class _Session:
             options.append("allow_other")
         elif os.geteuid() != 0:
             options.append("fakeroot")  # the mount is this user's alone, who may read and write `volume` anyway
-        command = [_tool("fuse2fs", "fuse2fs"), "-f", "-o", ",".join(options), self.volume, self.mountpoint]
+        command = [system.tool("fuse2fs", "fuse2fs"), "-f", "-o", ",".join(options), self.volume, self.mountpoint]
         with open(self.held.path / "owner.log", "ab") as log:
             begin = log.tell()
             self._fuse2fs = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         process = self._fuse2fs
-        _eventually(lambda: process.poll() is not None or self._is_mounted(), FUSE2FS_S)
+        system.eventually(lambda: process.poll() is not None or self._is_mounted(), FUSE2FS_S)
         if not self._is_mounted():
             process.kill()
             process.wait()
@@ -462,7 +378,7 @@ class _Session:
     def _is_mounted(self) -> bool:
         """Whether what belongs at the mount point is there."""
         devices = {self.volume, self._loop, _source(self.held.uuid)}
-        return any(mount.place == self.mountpoint and mount.source in devices for mount in _mounts())
+        return any(mount.place == self.mountpoint and mount.source in devices for mount in system.mounts())
 
     # -- until
 
@@ -576,7 +492,7 @@ class _Session:
         """Takes it down cleanly. BusyError: something is in use, and what is still there stays; can be tried again."""
         if self._mounted:
             if self._is_mounted():
-                _unmount(self.mountpoint)
+                system.unmount(self.mountpoint)
             self._mounted = False
         if self._fuse2fs is not None:
             try:
@@ -588,15 +504,15 @@ class _Session:
                 self.log.error("fuse2fs ended with %d", code)
         self._detach_loop()
         if self._door is not None:
-            self._door.close(patience_s=0.0 if self.options.fs == "none" else SETTLE_S)
+            self._door.close(patience_s=0.0 if self.options.fs == "none" else system.SETTLE_S)
             self._door = None
         self._close_array()
 
     def _detach_loop(self) -> None:
         if self._loop is None:
             return
-        _run(_tool("losetup", "mount"), "-d", self._loop)
-        if not _eventually(lambda: not _loops(self.volume)):
+        system.detach(self._loop, self.volume)
+        if not system.eventually(lambda: not system.loops(self.volume)):
             raise BusyError(
                 f"{self._loop} is still in use: the file system is mounted elsewhere too (another mount namespace, a container)"
             )
@@ -617,10 +533,10 @@ class _Session:
         """Takes down whatever is there, whatever is in use."""
         with contextlib.suppress(RaidError):
             if self._mounted or self._is_mounted():
-                _take_down(self.mountpoint)
+                system.take_down(self.mountpoint)
         if self._fuse2fs is not None:
             try:
-                self._fuse2fs.wait(SETTLE_S)
+                self._fuse2fs.wait(system.SETTLE_S)
             except subprocess.TimeoutExpired:
                 self._fuse2fs.kill()
                 self._fuse2fs.wait()
@@ -750,6 +666,7 @@ def mount(
     run: bool = False,
     force: bool = False,
     allow_other: bool = False,
+    deadline: float | None = None,
     foreground: bool = False,
     on_ready: Callable[[MountInfo], None] | None = None,
 ) -> MountInfo:
@@ -757,6 +674,7 @@ def mount(
 
     fs: "auto" finds out, "none" shows only `volume`, else the type. driver: "kernel" or "fuse2fs" to insist on one. allow_other: other
     users may look, too. foreground: this process serves it, and the call returns when it is unmounted; `on_ready` is called when it stands.
+    deadline: as in open().
     What cannot be mounted is an error here: of the mount point, the members, the owner that has the array, what the machine lacks.
     """
     if driver not in DRIVERS:
@@ -768,7 +686,7 @@ def mount(
     if not foreground and not all(isinstance(member, str) for member in members):
         raise UsageError("members that are Python objects live in this process: mount them with foreground=True")
     place, asked = runtime.real_path(mountpoint), {"read_only": read_only, "run": run, "force": force, "allow_other": allow_other}
-    options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, **asked)
+    options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, deadline=deadline, **asked)
     if foreground:
         return _own(options, on_ready or (lambda _info: None))
     info = _spawn(options)

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from .errors import AccessError, BusyError, UsageError
+from .holders import Process, let_go_in_children, lock_holders
 from .model import SCHEMA, Struct
 
 LOCK, INFO, SOCKET = "lock", "info.json", "control.sock"
@@ -134,6 +135,21 @@ def _read_info(folder: int) -> Info | None:
         return None
 
 
+def _owner(folder: int, uuid: str) -> Info | None:
+    """What the owner of a folder has said about itself, with the pid of who holds the lock: that may be a forked child of a dead one."""
+    info, text = _read_info(folder), _read(folder, LOCK)
+    if info is None and text.isdigit():
+        info = Info(pid=int(text), uuid=uuid)  # it is still opening the array
+    if info is None:
+        return None
+    try:
+        file = os.stat(LOCK, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return info
+    holders = lock_holders(file, likely=info.pid)
+    return msgspec.structs.replace(info, pid=holders[0].pid) if holders else info
+
+
 def folder_name(uuid: str) -> str:
     """The name of an array's run-time folder."""
     if not UUID.fullmatch(uuid):
@@ -165,14 +181,13 @@ def found(*, alive: bool) -> list[tuple[Path, Info]]:
     for path, fd in _folders():
         info = _read_info(fd)
         if info is not None and is_locked(fd) == alive:
-            result.append((path, info))
+            result.append((path, (_owner(fd, info.uuid) or info) if alive else info))
     return sorted(result, key=lambda item: item[1].started)
 
 
-def busy_error(uuid: str, info: Info | None, pid: int | None = None) -> BusyError:
+def busy_error(uuid: str, info: Info | None) -> BusyError:
     """Says who has the array, and the way out."""
-    pid = info.pid if info is not None else pid
-    text = f"array {(info.name if info else '') or uuid} is in use by process {pid or 'unknown'}"
+    text = f"array {(info.name if info else '') or uuid} is in use by {Process.of(info.pid) if info else 'an unknown process'}"
     if info is not None and info.mountpoint:
         text += f", mounted at {info.mountpoint}; use it there, or unmount it first: raidlib umount {info.mountpoint}"
     else:
@@ -184,8 +199,9 @@ class Claim:
     """The right to be an array's owner on this host, and its run-time folder. Made by `claim()`."""
 
     def __init__(self, uuid: str, path: Path, folder: int, lock: int) -> None:
-        self.uuid, self.path, self.folder, self._lock = uuid, path, folder, lock
+        self.uuid, self.path, self.folder, self._lock, self._pid = uuid, path, folder, lock, os.getpid()
         self.previous = _read_info(folder)  # of an owner that died, or None
+        let_go_in_children(self)
 
     def publish(self, info: Info) -> None:
         """Makes the owner known, or its news."""
@@ -196,6 +212,8 @@ class Claim:
 
     def release(self) -> None:
         """Gives the right back, and removes the folder; but not while something that is to be cleaned is mounted below."""
+        if self._pid != os.getpid():
+            self.let_go_in_child()
         if self._lock < 0:
             return
         names = sorted(set(os.listdir(self.folder)) - {LOCK}, key=lambda name: not (self.path / name).is_dir())
@@ -209,9 +227,14 @@ class Claim:
                 os.rmdir(self.path)
         except OSError:
             pass  # someone came in between: it is theirs now
-        os.close(self._lock)
-        os.close(self.folder)
-        self._lock = self.folder = -1
+        self.let_go_in_child()
+
+    def let_go_in_child(self) -> None:
+        """In a forked child the right stays its parent's: nothing is removed, only its descriptors go."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            os.close(self.folder)
+            self._lock = self.folder = -1
 
     def __enter__(self) -> Claim:
         return self
@@ -243,8 +266,7 @@ def _try_claim(uuid: str, path: Path) -> Claim | None:
     try:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         if not lock_file(lock):
-            pid = _read(folder, LOCK)
-            raise busy_error(uuid, _read_info(folder), int(pid) if pid.isdigit() else None)
+            raise busy_error(uuid, _owner(folder, uuid))
         if os.path.samestat(os.fstat(lock), os.stat(path / LOCK, follow_symlinks=False)):
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
@@ -278,7 +300,7 @@ def claim(uuid: str) -> Claim:
     roots = runtime_roots()
     for path, fd in _folders():
         if path.name == name and is_locked(fd):
-            raise busy_error(uuid, _read_info(fd))
+            raise busy_error(uuid, _owner(fd, uuid))
     root = _usable(roots)
     for _ in range(100):
         result = _try_claim(uuid, root / name)

@@ -12,6 +12,7 @@ import time
 import pytest
 
 import raidlib
+from raidlib import lab
 
 DEADLINE = 0.25  # seconds
 SLACK = 1.0
@@ -277,19 +278,17 @@ def test_slow_is_not_dead(silent):
 # ---- a file system whose server was stopped ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A directory with a file `volume` that another process serves by FUSE, and that process."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A file `volume` that another process serves by FUSE, and that process."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("no /dev/fuse")
-    folder, mountpoint = tmp_path / "inner", tmp_path / "served"
+    folder = tmp_path_factory.mktemp("served")
+    mountpoint = folder / "mnt"
     mountpoint.mkdir()
-    raidlib.create(folder, level=0, raid_devices=1, size=SIZE + (4 << 20)).close()
-    owner = subprocess.Popen(
-        [sys.executable, "-m", "raidlib", "mount", str(folder), str(mountpoint), "--fs", "none", "--foreground"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    raidlib.create(folder / "inner", level=0, raid_devices=1, size=SIZE + (4 << 20)).close()
+    command = [sys.executable, "-m", "raidlib", "mount", str(folder / "inner"), str(mountpoint), "--fs", "none", "--foreground"]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         owner.stdout.readline()
@@ -299,6 +298,19 @@ def served(tmp_path):
         owner.send_signal(signal.SIGINT)
         owner.communicate(timeout=30)
         subprocess.run(["fusermount3", "-uz", mountpoint], capture_output=True, check=False)
+
+
+def free_again(volume):
+    """The last request to it has ended, and it is nobody's member."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            raidlib.zero_superblock(volume)
+        except raidlib.errors.NoSuperblockError:
+            return
+        except raidlib.errors.BusyError:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_a_stopped_fuse_server(served, silent):
@@ -320,3 +332,106 @@ def test_a_stopped_fuse_server(served, silent):
     owner.send_signal(signal.SIGCONT)
     with raidlib.open(devices[:2], run=True) as array:
         assert array.pread(1 << 20, 0) == data[::-1]
+    free_again(volume)
+
+
+# ---- many runs, each other than the last: RAIDLIB_HANG_RUNS=1000, or `make hang` ------------------------------------------
+
+RUNS = int(os.environ.get("RAIDLIB_HANG_RUNS", "24"))
+
+
+def hang_object(rng, silent, _served, count):
+    """Python objects; from now on one of them blocks, in some of its calls."""
+    devices, gone = silent(count, size=2 << 20), rng.randrange(count)
+    kinds = rng.choice([("read",), ("write",), ("flush",), ("read", "write"), ("read", "write", "flush")])
+    return devices, gone, lambda: devices[gone].hush(*kinds), devices[gone].speak
+
+
+def hang_fault(rng, _silent, _served, count):
+    """Fault members over memory."""
+    devices, gone = [lab.FaultyDevice(raidlib.MemoryDevice("2M"), seed=rng.getrandbits(32)) for _ in range(count)], rng.randrange(count)
+    kinds = rng.choice([("read",), ("write",), ("flush",), ("read", "write"), ("read", "write", "flush", "probe")])
+    return devices, gone, lambda: devices[gone].add(lab.Rule("hang", on=kinds, after=rng.randrange(4))), devices[gone].clear
+
+
+def hang_fuse(rng, silent, served, count):
+    """A file on a FUSE file system, whose server is stopped."""
+    volume, owner = served()
+    with open(volume, "r+b") as file:
+        file.write(bytes(volume.stat().st_size))
+    devices, gone = silent(count, size=2 << 20), rng.randrange(count)
+    devices[gone] = str(volume)
+    return devices, gone, lambda: owner.send_signal(signal.SIGSTOP), lambda: owner.send_signal(signal.SIGCONT)
+
+
+def one_history(array, rng, threads, model_lock, models, slowest):
+    """Threads write and read, each in a part of its own; what was acknowledged is in `models`."""
+
+    def work(number):
+        mine = random.Random(rng.getrandbits(32))
+        for _ in range(mine.randrange(4, 12)):
+            model, part = models[number], array.size // threads
+            length = min(mine.choice([512, 1000, 4096, 40_000]), part)
+            at = mine.randrange(part - length + 1)
+            begun, what = time.monotonic(), mine.random()
+            if what < 0.6:
+                data = mine.randbytes(length)
+                array.pwrite(data, number * part + at)
+                model[at : at + length] = data
+            elif what < 0.9:
+                assert array.pread(length, number * part + at) == model[at : at + length]
+            else:
+                array.flush()
+            with model_lock:
+                slowest.append(time.monotonic() - begun)
+
+    problems = []
+
+    def guarded(number):
+        try:
+            work(number)
+        except BaseException as error:
+            problems.append(error)
+
+    running = [threading.Thread(target=guarded, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    return running, problems
+
+
+@pytest.mark.parametrize("hang", [hang_object, hang_fault, hang_fuse])
+@pytest.mark.parametrize("share", range(-(-RUNS // 3)))
+def test_runs(silent, request, hang, share):
+    """Any level, any moment, any call: in time, and what answers late changes nothing."""
+    rng = random.Random(f"{hang.__name__} {share}")
+    name, threads = rng.choice(sorted(SHAPES)), rng.choice([1, 2, 4])
+    devices, gone, start, end = hang(rng, silent, lambda: request.getfixturevalue("served"), SHAPES[name]["raid_devices"])
+    with raidlib.create(devices, assume_clean=True, deadline=DEADLINE, **SHAPES[name]) as array:
+        slowest, models = [], [bytearray(array.pread(array.size // threads, n * (array.size // threads))) for n in range(threads)]
+        if rng.random() < 0.5:
+            start()
+            running, problems = one_history(array, rng, threads, threading.Lock(), models, slowest)
+        else:
+            running, problems = one_history(array, rng, threads, threading.Lock(), models, slowest)
+            time.sleep(rng.random() * 0.02)
+            start()
+        for thread in running:
+            thread.join()
+        try:
+            assert problems == [] and max(slowest) < DEADLINE + SLACK
+            part = array.size // threads
+            assert [array.pread(part, n * part) for n in range(threads)] == models
+            out = array.status().members[gone].state != "in_sync"
+        finally:
+            end()  # late answers
+        time.sleep(0.01)
+        assert [array.pread(part, n * part) for n in range(threads)] == models
+    if out:
+        survivors = [device for index, device in enumerate(devices) if index != gone]
+        with raidlib.open(survivors, "r", run=True) as array:
+            assert [array.pread(part, n * part) for n in range(threads)] == models
+    for device in devices:
+        if isinstance(device, lab.FaultyDevice):
+            device.close()
+        elif isinstance(device, str):
+            free_again(device)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import raidlib
-from raidlib import control, errors, mount, runtime
+from raidlib import control, errors, mount, runtime, system
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -67,8 +67,8 @@ def place(tmp_path):
     folder = tmp_path / "mnt"
     folder.mkdir()
     yield folder
-    while any(entry.place == str(folder) for entry in mount._mounts()):
-        mount._take_down(str(folder))
+    while any(entry.place == str(folder) for entry in system.mounts()):
+        system.take_down(str(folder))
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def digest(path: Path) -> str:
 
 def nothing_left(place: Path, run_folder: Path) -> None:
     """No mount, no loop device, no process, no folder."""
-    assert [entry for entry in mount._mounts() if str(place) in entry.place or str(run_folder) in entry.place] == []
+    assert [entry for entry in system.mounts() if str(place) in entry.place or str(run_folder) in entry.place] == []
     backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     assert [text for text in backing if str(run_folder) in text] == []
     wait_for(lambda: not run_folder.exists() or os.listdir(run_folder) == [])
@@ -139,7 +139,7 @@ def nothing_left(place: Path, run_folder: Path) -> None:
 def fsck(tank: Path, place: Path) -> None:
     """The file system is whole."""
     info = mount.mount(tank, place, fs="none")
-    done = subprocess.run([mount._tool("e2fsck", ""), "-f", "-n", info.volume], check=False, capture_output=True, text=True)
+    done = subprocess.run([system.tool("e2fsck", ""), "-f", "-n", info.volume], check=False, capture_output=True, text=True)
     mount.umount(place)
     assert done.returncode == 0, done.stdout
 
@@ -336,7 +336,7 @@ def test_killed_while_it_writes(tank, place, driver, run_folder):
         assert driver == "fuse2fs"
         assert "--fs none" in str(error)
         info = mount.mount(tank, place, fs="none")
-        assert subprocess.run([mount._tool("e2fsck", ""), "-f", "-y", info.volume], check=False, capture_output=True).returncode == 1
+        assert subprocess.run([system.tool("e2fsck", ""), "-f", "-y", info.volume], check=False, capture_output=True).returncode == 1
         mount.umount(place)
         mount.mount(tank, place, driver=driver)
     assert digest(place / "kept") == kept
@@ -390,9 +390,9 @@ def test_a_killed_owner_loses_nothing_that_was_flushed(tank, place, driver, busy
     if busy:
         with contextlib.suppress(OSError):
             os.close(held)
-    assert [entry.place for entry in mount._mounts()].count(str(place)) == 1
+    assert [entry.place for entry in system.mounts()].count(str(place)) == 1
     mount.umount(place)
-    wait_for(lambda: not busy or not mount._loops(info.volume))
+    wait_for(lambda: not busy or not system.loops(info.volume))
     nothing_left(place, run_folder)
     fsck(tank, place)
 
@@ -543,7 +543,7 @@ def test_built_without_fuse(tank, place, monkeypatch):
 
 @needs_root
 def test_a_missing_program_is_named(tank, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(mount.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(system.shutil, "which", lambda name, path=None: None)
     with pytest.raises(errors.MissingFacilityError, match=r"fuse2fs|e2fsprogs|losetup"):
         mount.mount(tank, place, foreground=True)
 
@@ -613,8 +613,8 @@ def test_an_ordinary_user():
             os.chown(path, NOBODY, NOBODY)
         command += [textwrap.dedent(AS_USER), str(folder / "tank"), str(folder / "mnt")]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-        while any(entry.place == str(folder / "mnt") for entry in mount._mounts()):
-            mount._take_down(str(folder / "mnt"))
+        while any(entry.place == str(folder / "mnt") for entry in system.mounts()):
+            system.take_down(str(folder / "mnt"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["done", str(folder / "run" / "raidlib")]
 

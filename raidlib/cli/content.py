@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from .. import system
 from ..errors import MissingFacilityError, NoSpaceError, UsageError
 from ..model import Status
 
@@ -32,20 +32,11 @@ def ticker(report: Report | None, total: int) -> Callable[[int], None]:
     return tick
 
 
-def find_tool(name: str, package: str) -> str:
-    """A program's path; Debian keeps some where not everyone looks."""
-    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
-    if path is None:
-        raise MissingFacilityError(f"{name} is not installed; as root: apt-get install {package}")
-    return path
-
-
 def make_file_system(
     array: Any, status: Status, *, kind: str, tree: str | None, work_dir: str, blank: bool, report: Report | None = None
 ) -> None:
     """mke2fs into a sparse image in `work_dir`, with the files of `tree`; its data then goes into the array. No mount, no root."""
-    tool = find_tool("mke2fs", "e2fsprogs")
-    command = [tool, "-q", "-F", "-t", kind, *(["-L", status.name[:16]] if status.name.isascii() else [])]
+    command = [system.tool("mke2fs", "e2fsprogs"), "-q", "-F", "-t", kind, *(["-L", status.name[:16]] if status.name.isascii() else [])]
     if status.chunk_size >= 4096 and status.dev_size:
         stride = status.chunk_size // 4096
         command += ["-b", "4096", "-E", f"stride={stride},stripe_width={stride * max(1, round(status.size / status.dev_size))}"]

@@ -23,6 +23,7 @@ from .base import IO, OK, json_option, source_argument
 @click.option("--driver", default="auto", show_default=True, type=click.Choice(mount.DRIVERS), help="Who runs the file system.")
 @click.option("--read-only", "-r", is_flag=True, help="Write nothing to any member.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option("--deadline", type=click.FloatRange(min=0.001), metavar="SECONDS", help="A member that is silent for so long is out.")
 @click.option("--foreground", is_flag=True, help="Stay; end with Ctrl-C.")
 @base.start_options
 @json_option
