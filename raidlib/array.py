@@ -23,6 +23,7 @@ from .member import (
     MemberSource,
     close_all,
     read_superblock,
+    role_of,
     uuid_text,
 )
 from .model import (
@@ -345,14 +346,11 @@ class Array:
         only with force.
         """
         with self._admin:
-            self._take_in(member, force)
+            self._take_in(self._open_new(member), force)
             return self._use_spare()
 
-    def _take_in(self, member: MemberSource | Member, force: bool) -> int:
-        """Makes a new member a spare; its index."""
-        if self.read_only:
-            raise ReadOnlyError("the array is open read-only")
-        opened = self._open_new(member)
+    def _take_in(self, opened: Member, force: bool) -> int:
+        """Makes a new member a spare, or closes it; its index."""
         try:
             self._refuse_new(opened, force)
             sb = self._new_superblock(opened)
@@ -362,6 +360,8 @@ class Array:
             opened.close()
             raise
         self._members.append(opened)
+        source = opened.path if opened._device is None else opened._device
+        self._left_out = [c for c in self._left_out if not self._is(c.member, source)]
         creation.clear_badblock_log(sb, opened)
         return len(self._members) - 1
 
@@ -374,9 +374,41 @@ class Array:
             self._members += [None] * (status.device_count - len(self._members))  # the number of one that could not be written is used up
             raise problem
 
-    re_add = add  # a full rebuild, until there is a bitmap to shorten it
+    def re_add(self, member: MemberSource | Member) -> Job | None:
+        """Takes a former member of this array back, into its old slot where that is empty; all of it is rebuilt, without a bitmap."""
+        with self._admin:
+            opened = self._open_new(member)
+            try:
+                slot = self._former_slot(opened)
+            except BaseException:
+                opened.close()
+                raise
+            index = self._take_in(opened, force=False)
+            if slot is not None:
+                with self._use() as handle:
+                    result = lib.rl_array_activate_spare(handle, index, slot)
+                if result != -errno.ENOENT:  # it is taken: then any other
+                    check(result)
+            return self._use_spare()
+
+    def _former_slot(self, opened: Member) -> int | None:
+        """The slot that a former member had by its superblock, None for a spare."""
+        try:
+            sb = read_superblock(opened)
+        except UsageError as error:
+            raise UsageError(f"{error}; `add` takes it as a new member", members=[opened.path]) from None
+        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
+        if uuid != self.uuid:
+            raise UsageError(
+                f"{opened.path} was never in this array, it is a member of {uuid}; `add` takes it as a new member", members=[opened.path]
+            )
+        return role_of(sb)[1]
 
     def _open_new(self, member: MemberSource | Member) -> Member:
+        if self.read_only:
+            if isinstance(member, Member):
+                member.close()
+            raise ReadOnlyError("the array is open read-only")
         if isinstance(member, Member):
             return member
         for opened in self._members:
@@ -436,7 +468,7 @@ class Array:
                     new.close()
                 raise
             spare = self._spare_of(new)
-            index = self._take_in(new, force) if spare is None else spare
+            index = self._take_in(self._open_new(new), force) if spare is None else spare
             with self._use() as handle:
                 check(lib.rl_array_replace(handle, index, slot))
             return self._next_job()
@@ -478,7 +510,7 @@ class Array:
         spares = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_SPARE]
         for index in spares:
             with self._use() as handle:
-                result = lib.rl_array_activate_spare(handle, index)
+                result = lib.rl_array_activate_spare(handle, index, -1)
             if result == -errno.ENOENT:
                 break
             check(result)

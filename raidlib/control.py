@@ -408,8 +408,8 @@ class Owner:
     def _verb_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
         return self._with_member(lambda new: self.array.add(new, force=force), lines, path)
 
-    def _verb_re_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
-        return self._with_member(lambda new: self.array.re_add(new, force=force), lines, path)
+    def _verb_re_add(self, lines: Lines, path: str) -> tuple[int, str] | None:
+        return self._with_member(self.array.re_add, lines, path)
 
     def _verb_replace(self, lines: Lines, member: int | str, path: str) -> tuple[int, str] | None:
         return self._with_member(lambda new: self.array.replace(self._known(member), new), lines, path)
@@ -683,9 +683,9 @@ class Client:
         """Takes a new member in; the job that rebuilds onto it, or None for a spare."""
         return self._with_member("add", path, force=force)
 
-    def re_add(self, path: str | os.PathLike[str], *, force: bool = False) -> RemoteJob | None:
+    def re_add(self, path: str | os.PathLike[str]) -> RemoteJob | None:
         """Takes a former member back."""
-        return self._with_member("re_add", path, force=force)
+        return self._with_member("re_add", path)
 
     def replace(self, member: int | str, path: str | os.PathLike[str]) -> RemoteJob | None:
         """Rebuilds onto a new member while the old one stays in use."""
