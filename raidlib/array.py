@@ -79,6 +79,7 @@ class Array:
         self._calls, self._closed = 0, False
         self._admin = OwnLock("the array")
         self._job: Job | None = None
+        self._speed = (1 << 20, 0)
         self._service: threading.Thread | None = None
         self.claim = held
         self._own_claim = None if read_only or held else runtime.claim(self.uuid)
@@ -516,6 +517,21 @@ class Array:
             check(result)
         return self._next_job()
 
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of this array's jobs, of the one that runs and those to come: bytes a second of each member. None: as it is.
+
+        While users work, a job leaves them half of the time, but not when it is slower than `minimum` (at first 1 MiB); `maximum` 0: no
+        limit.
+        """
+        for speed in (minimum, maximum):
+            if speed is not None and not 0 <= speed < 2**63:
+                raise UsageError(f"{speed} is no speed in bytes a second")
+        with self._admin:
+            low, high = self._speed
+            self._speed = (low if minimum is None else minimum, high if maximum is None else maximum)
+            if self._job is not None:
+                self._job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
+
     def _rebuilding(self) -> bool:
         return any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
 
@@ -538,6 +554,7 @@ class Array:
     def _start_job(self, kind: int) -> Job:
         with self._use() as handle:
             job = self._job = Job(handle, kind, self._job_ended)
+            job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
             job.start()
         return job
 

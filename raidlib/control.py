@@ -437,6 +437,9 @@ class Owner:
     def _verb_cancel(self, _lines: Lines, job: int) -> None:
         self._find_job(job).cancel()
 
+    def _verb_speed(self, _lines: Lines, minimum: int | None = None, maximum: int | None = None) -> None:
+        self.array.set_speed(minimum=minimum, maximum=maximum)
+
     def _verb_wait(self, lines: Lines, job: int | None = None, timeout: float | None = None) -> bool:
         """Until the job (the array's, if none is named) has ended, with its progress every half a second."""
         target = self.array.job if job is None else self._find_job(job)
@@ -698,6 +701,10 @@ class Client:
     def repair(self) -> RemoteJob:
         """Mends it."""
         return self._job("repair")
+
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of the array's jobs in bytes a second of each member; None: as it is."""
+        self._call("speed", None, minimum=minimum, maximum=maximum)
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> bool:
         """Until no job runs; raises what the job failed with. False: not yet, after `timeout` seconds."""
