@@ -5,7 +5,7 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->events_lock, pool lock, a lane's, a member's and a recorder's own (leaves)
+ *   4. array->events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
  */
 #ifndef RAIDLIB_INTERNAL_H
 #define RAIDLIB_INTERNAL_H
@@ -139,6 +139,8 @@ struct device {
     uint64_t *bad; /* pairs {first, sectors} relative to data_offset, sorted */
     uint32_t bad_count;
     _Atomic uint64_t read_errors, corrected_reads;
+    atomic_bool
+        doubted; /* I11: a request found it failed, and it is not out yet. Set under config shared and doubt_lock, cleared under config exclusive */
     bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
@@ -179,6 +181,8 @@ struct rl_array {
     rl_sync *sync; /* admin: the job, or NULL */
 
     pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
+    pthread_mutex_t doubt_lock; /* a leaf: one after the other, so that no two are doubted of which one is needed */
+    atomic_uint doubted; /* devices that are */
     pthread_mutex_t pool_lock;
     pthread_cond_t pool_cond; /* a workspace came back */
     struct workspace *pool; /* pool_lock */
@@ -216,7 +220,10 @@ void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
 
 /* devices.c */
+/* A device has failed: noted in the request, and from now on doubted, if the content can do without it (I11). config lock held, either way. */
 void rl_request_failed(struct request *rq, uint32_t device, int error);
+/* Notes the devices that a change may have done without, so that it is not acknowledged before they are out (I1). config lock shared since the change began. */
+void rl_request_doubted(struct request *rq);
 /* Takes out of the array what the request found dead and records it on the survivors. No config lock may be held. 0, or -EIO where the content needs one of them. */
 int rl_request_settle(struct request *rq);
 /* config lock held, either way. */
@@ -252,7 +259,7 @@ void rl_note_durable(rl_array *a);
 /* no config lock held; exclusive on return */
 uint64_t rl_lock_flushed(rl_array *a, struct request *rq);
 
-/* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, 0 to be called again once the request is settled, or -errno. */
+/* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, or -errno. What failed meanwhile is in rq: to be settled. */
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
 int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
 /* The same for zeros. -EOPNOTSUPP: no whole stripe, or no whole block, begins there; they have to be written. */

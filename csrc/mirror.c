@@ -170,16 +170,10 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
     length = rl_min(length, high - offset);
     int rc = 0;
     const void *data = stage_data(rq, w, buffer, length, offset, low, high, stable, &rc);
-    if (data && rq->failed_count == 0) {
+    if (data) { /* what failed while the edges were read is not written */
         unsigned n = add_writes(a, w->io, places, count, data, high - low);
         rl_io_run(w->io, n);
         rc = judge_copies(rq, w, places, n, low);
-        /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it
-         * has over ours */
-        if (rc == 0 && rq->failed_count)
-            length = 0;
-    } else if (data) {
-        length = 0; /* a member died while the edges were read, and nothing was written: once more, without it */
     }
     pthread_mutex_unlock(rl_stripe_lock(a, region));
     return rc ? rc : (int64_t)length;
@@ -203,5 +197,5 @@ int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length,
     rl_zero_run(w->io, n, flags);
     int rc = judge_copies(rq, w, places, n, offset);
     pthread_mutex_unlock(rl_stripe_lock(a, region));
-    return rc ? rc : rq->failed_count ? 0 : (int64_t)length;
+    return rc ? rc : (int64_t)length;
 }

@@ -3,7 +3,7 @@
  * A write is cut into rectangles: some whole data chunks of one stripe, or a part of one; at most RL_SLICE_BYTES high. Each is done under the stripe's lock:
  *
  *   look ──► read what is needed (rl_stripe_fetch) ──► compute all new parity in memory ──► write data and parity at once ──► judge
- *              │ a member died: nothing was written yet; settle, once more without it          │ a member died: the others hold all that is needed to
+ *              │ a member died: nothing was written yet; at once again, without it (I11)       │ a member died: the others hold all that is needed to
  *              ▼                                                                               ▼ compute its block; settle, then acknowledge (I1)
  *
  *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
@@ -152,7 +152,11 @@ static int fetch_read(struct request *rq, struct fetch *f)
         char *block = rl_workspace_block(f->w, &f->w->block[i]);
         if (!block)
             return rl_fail(ENOMEM, "rl_array", -1, 0, "no memory");
-        RL_ASSERT(device >= 0);
+        if (device < 0) { /* somebody has just found it failed (I11) */
+            f->gone[i] = 1;
+            failures++;
+            continue;
+        }
         f->w->io[count] = rl_device_io(a, (uint32_t)device, RL_OP_READ, block + f->at, sector * RL_SECTOR, f->length);
         f->w->io[count].flags = f->io_flags;
         f->w->io[count++].tag = (uint16_t)i;
@@ -498,11 +502,13 @@ static int rect_mend(struct request *rq, struct workspace *w, struct workspace *
     return rc;
 }
 
+/* 1: a member failed before anything was written (I7): once more, without it. */
 static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
 {
     rl_array *a = rq->a;
     uint8_t want[RL_VECTOR_MAX] = {0};
     struct workspace *old = NULL;
+    unsigned doubted = atomic_load(&a->doubted);
     int rc = rect_look(a, r);
     if (rc == 0 && rect_fragile(r)) {
         old = rl_workspace_second(a);
@@ -513,7 +519,9 @@ static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
     }
     if (rc == 0)
         rc = rect_updates(a, r) ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
-    if (rc == 0 && rq->failed_count == 0) { /* I7: nothing was written yet */
+    if (rc == 0 && atomic_load(&a->doubted) != doubted) {
+        rc = 1;
+    } else if (rc == 0) {
         unsigned n = rect_writes(a, w, r);
         rl_io_run(w->io, n);
         rc = rl_judge_writes(rq, w->io, n);
@@ -549,11 +557,9 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
         r.high = rl_min(end, r.from + sectors * RL_SECTOR);
         r.to = rl_round_up(r.high, a->block_bytes);
         r.edges = r.from != r.low || r.to != r.high;
-        rc = rect_write(rq, w, &r);
-        if (rc == 0 && rq->failed_count)
-            total = 0; /* settle, then the whole piece once more: writing the same again is harmless */
-        if (total == 0)
-            break;
+        do
+            rc = rect_write(rq, w, &r);
+        while (rc > 0);
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
     return rc ? rc : (int64_t)total;
@@ -582,11 +588,11 @@ int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length,
     int rc = 0;
     rl_stripe_look(a, offset / stripe_bytes, &r.st);
     pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
-    while (rc == 0 && rq->failed_count == 0 && r.to < chunk_bytes) {
+    while (rc == 0 && r.to < chunk_bytes) {
         r.from = r.low = r.to;
         r.to = r.high = r.from + rl_uniform_run(a, stripe_sector(a, &r.st, r.from), (chunk_bytes - r.from) / RL_SECTOR) * RL_SECTOR;
         rc = rect_zero(rq, w, &r, flags);
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
-    return rc ? rc : rq->failed_count ? 0 : (int64_t)stripe_bytes;
+    return rc ? rc : (int64_t)stripe_bytes;
 }
