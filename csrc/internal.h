@@ -71,6 +71,7 @@ struct rl_member {
     uint32_t memory_align; /* buffers begin at multiples of it; 1: anywhere */
     uint32_t flags;        /* RL_MEMBER_* */
     atomic_uint users;     /* arrays that have it open */
+    atomic_uint inside;    /* requests, of a kind that has let_go: the close waits for them */
     bool can_hang;         /* its kind may be silent for ever */
     struct lane *lane;     /* with a deadline: its queue (deadline.c); NULL: the caller's thread does its requests */
     char *name;            /* for messages */
