@@ -461,23 +461,25 @@ static int give_role(rl_array *a, uint32_t device, uint32_t slot, uint32_t state
     return rl_metadata_commit(a);
 }
 
-static int activate_locked(rl_array *a, uint32_t device)
+static int activate_locked(rl_array *a, uint32_t device, int32_t wanted)
 {
     static const char call[] = "rl_array_activate_spare";
     int rc = check_spare(a, call, device);
     if (rc)
         return rc;
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
-        if (a->slot_device[slot] < 0)
+        if (a->slot_device[slot] < 0 && (wanted < 0 || (uint32_t)wanted == slot))
             return give_role(a, device, slot, RL_DEVICE_REBUILDING);
     }
+    if (wanted >= 0)
+        return rl_fail(ENOENT, call, wanted, 0, "slot %d is not empty", wanted);
     return rl_fail(ENOENT, call, -1, 0, "no slot is empty");
 }
 
-int rl_array_activate_spare(rl_array *a, uint32_t device)
+int rl_array_activate_spare(rl_array *a, uint32_t device, int32_t slot)
 {
     int rc = begin_change(a, "rl_array_activate_spare");
-    return rc ? rc : end_change(a, activate_locked(a, device));
+    return rc ? rc : end_change(a, activate_locked(a, device, slot));
 }
 
 static int replace_locked(rl_array *a, uint32_t device, uint32_t slot)

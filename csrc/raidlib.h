@@ -431,8 +431,9 @@ int rl_array_remove(rl_array *array, uint32_t device);
 /* Takes a new member in as a spare, writes its superblock (data_offset and data_size as given in `superblock`; the array-wide fields and its dev_number are filled
  * in here). *device: its index. -ENOSPC if the member is too small. */
 int rl_array_add(rl_array *array, rl_member *member, const struct rl_superblock *superblock, uint32_t *device);
-/* Gives spare `device` the first empty slot; it is then RL_DEVICE_REBUILDING from 0. -ENOENT: no slot is empty. */
-int rl_array_activate_spare(rl_array *array, uint32_t device);
+/* Gives spare `device` the empty slot `slot`, or with -1 the first that is empty; it is then RL_DEVICE_REBUILDING from 0. -ENOENT: it is not empty, or
+ * none is. */
+int rl_array_activate_spare(rl_array *array, uint32_t device, int32_t slot);
 /* Makes spare `device` the replacement of the device in `slot`, which is in sync and stays in service: it is then RL_DEVICE_REPLACEMENT from 0, and at the end of its
  * recovery takes the slot, and the old device is faulty with the reason "replaced". -EINVAL: no spare, or nothing in sync there; -EBUSY: the slot has a replacement;
  * -EOPNOTSUPP: a 0.90 superblock cannot say it. */

@@ -23,6 +23,7 @@ from .member import (
     MemberSource,
     close_all,
     read_superblock,
+    role_of,
     uuid_text,
 )
 from .model import (
@@ -72,6 +73,7 @@ class Array:
         self._calls, self._closed, self._started = 0, False, time.time()
         self._admin = OwnLock("the array")
         self._job: Job | None = None
+        self._speed = (1 << 20, 0)
         self._service: threading.Thread | None = None
         self._open_member: Callable[..., Member] = Member.open  # add(): a member by its name
         self._outer = ""  # the array that this one is a member of: its UUID, or NOT_YET
@@ -390,14 +392,11 @@ class Array:
         only with force.
         """
         with self._admin:
-            self._take_in(member, force)
+            self._take_in(self._open_new(member), force)
             return self._use_spare()
 
-    def _take_in(self, member: MemberSource | Member, force: bool) -> int:
-        """Makes a new member a spare; its index."""
-        if self.read_only:
-            raise ReadOnlyError("the array is open read-only")
-        opened = self._open_new(member)
+    def _take_in(self, opened: Member, force: bool) -> int:
+        """Makes a new member a spare, or closes it; its index."""
         try:
             self._refuse_new(opened, force)
             sb = self._new_superblock(opened)
@@ -407,6 +406,8 @@ class Array:
             opened.close()
             raise
         self._members.append(opened)
+        source = opened.path if opened._device is None else opened._device
+        self._left_out = [c for c in self._left_out if not self._is(c.member, source)]
         creation.clear_badblock_log(sb, opened)
         return len(self._members) - 1
 
@@ -419,9 +420,41 @@ class Array:
             self._members += [None] * (status.device_count - len(self._members))  # the number of one that could not be written is used up
             raise problem
 
-    re_add = add  # a full rebuild, until there is a bitmap to shorten it
+    def re_add(self, member: MemberSource | Member) -> Job | None:
+        """Takes a former member of this array back, into its old slot where that is empty; all of it is rebuilt, without a bitmap."""
+        with self._admin:
+            opened = self._open_new(member)
+            try:
+                slot = self._former_slot(opened)
+            except BaseException:
+                opened.close()
+                raise
+            index = self._take_in(opened, force=False)
+            if slot is not None:
+                with self._use() as handle:
+                    result = lib.rl_array_activate_spare(handle, index, slot)
+                if result != -errno.ENOENT:  # it is taken: then any other
+                    check(result)
+            return self._use_spare()
+
+    def _former_slot(self, opened: Member) -> int | None:
+        """The slot that a former member had by its superblock, None for a spare."""
+        try:
+            sb = read_superblock(opened)
+        except UsageError as error:
+            raise UsageError(f"{error}; `add` takes it as a new member", members=[opened.path]) from None
+        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
+        if uuid != self.uuid:
+            raise UsageError(
+                f"{opened.path} was never in this array, it is a member of {uuid}; `add` takes it as a new member", members=[opened.path]
+            )
+        return role_of(sb)[1]
 
     def _open_new(self, member: MemberSource | Member) -> Member:
+        if self.read_only:
+            if isinstance(member, Member):
+                member.close()
+            raise ReadOnlyError("the array is open read-only")
         if isinstance(member, Member):
             return member
         for opened in self._members:
@@ -483,7 +516,7 @@ class Array:
                     new.close()
                 raise
             spare = self._spare_of(new)
-            index = self._take_in(new, force) if spare is None else spare
+            index = self._take_in(self._open_new(new), force) if spare is None else spare
             with self._use() as handle:
                 check(lib.rl_array_replace(handle, index, slot))
             return self._next_job()
@@ -525,11 +558,26 @@ class Array:
         spares = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_SPARE]
         for index in spares:
             with self._use() as handle:
-                result = lib.rl_array_activate_spare(handle, index)
+                result = lib.rl_array_activate_spare(handle, index, -1)
             if result == -errno.ENOENT:
                 break
             check(result)
         return self._next_job()
+
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of this array's jobs, of the one that runs and those to come: bytes a second of each member. None: as it is.
+
+        While users work, a job leaves them half of the time, but not when it is slower than `minimum` (at first 1 MiB); `maximum` 0: no
+        limit.
+        """
+        for speed in (minimum, maximum):
+            if speed is not None and not 0 <= speed < 2**63:
+                raise UsageError(f"{speed} is no speed in bytes a second")
+        with self._admin:
+            low, high = self._speed
+            self._speed = (low if minimum is None else minimum, high if maximum is None else maximum)
+            if self._job is not None:
+                self._job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
 
     def _rebuilding(self) -> bool:
         return any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
@@ -553,6 +601,7 @@ class Array:
     def _start_job(self, kind: int) -> Job:
         with self._use() as handle:
             job = self._job = Job(handle, kind, self._job_ended)
+            job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
             job.start()
         return job
 

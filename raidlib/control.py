@@ -408,8 +408,8 @@ class Owner:
     def _verb_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
         return self._with_member(lambda new: self.array.add(new, force=force), lines, path)
 
-    def _verb_re_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
-        return self._with_member(lambda new: self.array.re_add(new, force=force), lines, path)
+    def _verb_re_add(self, lines: Lines, path: str) -> tuple[int, str] | None:
+        return self._with_member(self.array.re_add, lines, path)
 
     def _verb_replace(self, lines: Lines, member: int | str, path: str) -> tuple[int, str] | None:
         return self._with_member(lambda new: self.array.replace(self._known(member), new), lines, path)
@@ -436,6 +436,9 @@ class Owner:
 
     def _verb_cancel(self, _lines: Lines, job: int) -> None:
         self._find_job(job).cancel()
+
+    def _verb_speed(self, _lines: Lines, minimum: int | None = None, maximum: int | None = None) -> None:
+        self.array.set_speed(minimum=minimum, maximum=maximum)
 
     def _verb_wait(self, lines: Lines, job: int | None = None, timeout: float | None = None) -> bool:
         """Until the job (the array's, if none is named) has ended, with its progress every half a second."""
@@ -683,9 +686,9 @@ class Client:
         """Takes a new member in; the job that rebuilds onto it, or None for a spare."""
         return self._with_member("add", path, force=force)
 
-    def re_add(self, path: str | os.PathLike[str], *, force: bool = False) -> RemoteJob | None:
+    def re_add(self, path: str | os.PathLike[str]) -> RemoteJob | None:
         """Takes a former member back."""
-        return self._with_member("re_add", path, force=force)
+        return self._with_member("re_add", path)
 
     def replace(self, member: int | str, path: str | os.PathLike[str]) -> RemoteJob | None:
         """Rebuilds onto a new member while the old one stays in use."""
@@ -698,6 +701,10 @@ class Client:
     def repair(self) -> RemoteJob:
         """Mends it."""
         return self._job("repair")
+
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of the array's jobs in bytes a second of each member; None: as it is."""
+        self._call("speed", None, minimum=minimum, maximum=maximum)
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> bool:
         """Until no job runs; raises what the job failed with. False: not yet, after `timeout` seconds."""

@@ -318,6 +318,35 @@ def test_a_new_member_after_one_that_failed_in_its_rebuild(tmp_path):
     array.close()
 
 
+@pytest.mark.parametrize(("level", "n"), LEVELS)
+def test_re_add_is_for_former_members(level, n):
+    array, disks, content = make(n, level)
+    array.fail(0)
+    if level == 6:
+        array.fail(2)
+    content = content[:5000] + b"while it was away" + content[5017:]
+    array.pwrite(b"while it was away", 5000)
+    blank, stranger = Disk(), [Disk(), Disk()]
+    raidlib.create(stranger, level=1).close()
+    for wrong in (blank, stranger[0]):
+        before = bytes(wrong.data)
+        with pytest.raises(errors.UsageError, match="`add` takes it"):
+            array.re_add(wrong)
+        assert bytes(wrong.data) == before
+    away = 2 if level == 6 else 0
+    array.re_add(disks[away]).wait()  # not the first empty slot: its own
+    assert states(array)[away] == "in_sync" and array.status().degraded == (level == 6)
+    if level == 6:
+        assert states(array)[0] == "removed"
+        array.add(blank).wait()
+        assert array.re_add(disks[0]) is None, "its slot is taken: a spare"
+    assert array.pread(array.size, 0) == content
+    array.close()
+    with raidlib.open([*disks, *([blank] if level == 6 else [])]) as array:
+        assert array.pread(array.size, 0) == content
+        assert set(states(array).values()) == {"in_sync"}
+
+
 def test_a_failed_member_goes_by_its_slot_and_directories_go_in_lists(tmp_path):
     array, paths, content = files(tmp_path, 5, 4)
     array.fail(1)

@@ -437,6 +437,9 @@ def test_re_add_json(tank):
     document = run_json("re-add", tank, tank / "member-1.img")
     assert document["verb"] == "re-add" and document["status"]["degraded"] == 0
     assert [job["kind"] for job in document["jobs"]] == ["recovery"]
+    assert {m["path"]: m["slot"] for m in document["status"]["members"]}[str(tank / "member-1.img")] == 1
+    run("fail", tank, 2)
+    assert "`add`" in one_line(run("re-add", tank, blank(tank / "new.img", tank / "member-0.img"), code=64))
 
 
 def test_replace(tank):

@@ -129,7 +129,7 @@ def add(array: str, members: tuple[str, ...], run: bool, force: bool, wait: bool
 @yes_option
 @json_option
 def re_add(array: str, members: tuple[str, ...], run: bool, force: bool, wait: bool, yes: bool, as_json: bool) -> int:
-    r"""Take back members that were in the array before.
+    r"""Take back members that were in the array before, into their old slots where these are empty; they are rebuilt.
 
     \b
       raidlib re-add tank tank/member-2.img
