@@ -269,8 +269,8 @@ int rl_array_close(rl_array *a)
     pthread_mutex_lock(&a->admin);
     bool busy = a->sync != NULL;
     pthread_mutex_unlock(&a->admin);
-    if (busy)
-        return rl_fail(EBUSY, "rl_array_close", -1, 0, "a job uses the array");
+    if (busy || atomic_load(&a->users))
+        return rl_fail(EBUSY, "rl_array_close", -1, 0, "%s uses the array", busy ? "a job" : "another array, of which it is a member,");
     rl_array_stop(a);
     if (!(a->flags & RL_ARRAY_READ_ONLY)) {
         pthread_rwlock_wrlock(&a->config);

@@ -6,6 +6,7 @@
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
  *   4. array->events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
+ * A member may be an array: under 1 to 3 of the outer one come all of the inner one's (member_array.c, A1), never the other way round.
  */
 #ifndef RAIDLIB_INTERNAL_H
 #define RAIDLIB_INTERNAL_H
@@ -180,6 +181,7 @@ struct rl_array {
     atomic_uint open_writes; /* begun and not yet settled */
     _Atomic uint64_t mismatch_count, corrected_reads, reads, writes, read_bytes, written_bytes;
     rl_sync *sync; /* admin: the job, or NULL */
+    atomic_uint users; /* members that are made of this array */
 
     pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
     pthread_mutex_t doubt_lock; /* a leaf: one after the other, so that no two are doubted of which one is needed */
@@ -201,6 +203,7 @@ struct rl_array {
 /* One call of a user, or one window of a job: what it found dead. */
 struct request {
     rl_array *a;
+    uint8_t io_flags; /* RL_IO_*: how it reads */
     struct workspace *w; /* NULL until it is needed */
     unsigned failed_count;
     struct {
@@ -219,6 +222,9 @@ struct workspace *rl_workspace_second(rl_array *a); /* for who has one already: 
 void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
+
+/* io.c: rl_array_pread, and how: RL_IO_* */
+int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags);
 
 /* devices.c */
 /* A device has failed: noted in the request, and from now on doubted, if the content can do without it (I11). config lock held, either way. */

@@ -85,6 +85,7 @@ static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_
         at[count + 1] = at[count] + read_segment(a, buffer + at[count], length - at[count], offset + at[count], &ios[count]);
         if (ios[count].length) {
             fast[fast_count] = ios[count];
+            fast[fast_count].flags = rq->io_flags;
             fast[fast_count++].tag = (uint16_t)count;
         }
     }
@@ -110,7 +111,12 @@ static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_
 
 int rl_array_pread(rl_array *a, void *buffer, uint64_t length, uint64_t offset)
 {
-    struct request rq = {.a = a};
+    return rl_array_read(a, buffer, length, offset, 0);
+}
+
+int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags)
+{
+    struct request rq = {.a = a, .io_flags = (uint8_t)io_flags};
     int rc = check_range(a, "rl_array_pread", length, offset);
     for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
         pthread_rwlock_rdlock(&a->config);

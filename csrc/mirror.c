@@ -28,6 +28,7 @@ static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64
         if (device < 0 || !rl_device_usable(a, (uint32_t)device, p->sector, length / RL_SECTOR))
             continue;
         struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, p->sector * RL_SECTOR, length);
+        io.flags = rq->io_flags;
         rl_io_run(&io, 1);
         found = io.result == 0;
         if (io.result == -ENODEV)
@@ -55,6 +56,7 @@ int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t 
         if (device < 0)
             continue;
         struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        io.flags = rq->io_flags;
         rl_io_run(&io, 1);
         if (io.result == 0)
             return 0;

@@ -257,7 +257,7 @@ int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
     for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
         uint64_t low = rl_round_down(start + done, a->block_bytes);
         uint64_t high = rl_min(rl_round_up(start + length, a->block_bytes), low + RL_SLICE_BYTES);
-        rc = rl_stripe_fetch(rq, &st, w, low, high - low, 0, want, 0);
+        rc = rl_stripe_fetch(rq, &st, w, low, high - low, 0, want, rq->io_flags);
         step = rl_min(high - (start + done), length - done);
         if (rc == 0)
             memcpy((char *)buffer + done, (char *)w->block[index] + (start + done - low), step);

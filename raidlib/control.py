@@ -25,9 +25,9 @@ from . import errors
 from . import opening as _opening
 from .errors import AccessError, BusyError, RaidError, UsageError
 from .holders import let_go_in_children
-from .member import Member
+from .member import Member, sort_out
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
-from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, open_folder, remove_entry
+from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, meant, open_folder, remove_entry, together
 
 MEMBER_WORDS = ("faulty", "failed", "detached", "missing")  # what mdadm takes in the place of a member's name
 LINE_BYTES_MAX = 1 << 20  # of a request
@@ -742,7 +742,8 @@ class Client:
 def _uuid_of(target: Any) -> str | None:
     """The UUID by the superblock of the first member that has one."""
     try:
-        return next(iter(_opening.examine(path).uuid for path in _opening.resolve(target)), None)
+        members = sort_out(target)
+        return None if members.below else next(iter(_opening.examine(path).uuid for path in members.sources), None)
     except (RaidError, OSError):
         return None
 
@@ -756,12 +757,12 @@ def search(target: Any, *, alive: bool = True) -> tuple[Path, Info] | None:
         text = os.fspath(target)
         if UUID.fullmatch(text):
             return next((item for item in known if item[1].uuid == text.replace("-", ":")), None)
-        hits = [item for item in known if matches(item[1], text)]
+        hits = meant(text, known)
         if not hits and os.sep not in text:
             hits = [item for item in known if text in (item[1].name, item[1].name.partition(":")[2])]
     else:
         paths = [os.fspath(path) for path in target if isinstance(path, (str, os.PathLike)) and path != "missing"]
-        hits = [item for item in known if any(matches(item[1], path) for path in paths)]
+        hits = together([item for item in known if any(matches(item[1], path) for path in paths)], known)
     if len(hits) > 1:
         raise UsageError(f"{target} may mean {' or '.join(item[1].uuid for item in hits)}; give the mount point or the UUID")
     if not hits:

@@ -213,6 +213,7 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     corrected_reads: int = 0
     bad_blocks: int = 0
     reason: str = ""  # why it is faulty, stale or left out
+    array: Status | None = None  # a member that is an array itself
 
 
 class JobStatus(Struct, frozen=True, kw_only=True):
@@ -269,6 +270,12 @@ class Status(Struct, frozen=True, kw_only=True):
     mountpoint: str | None = None
     volume: str | None = None
     notes: list[str] = []
+    files_may_lose: int | None = None  # with arrays as members: how many files and devices below all levels may be lost, whichever
+
+    def worst(self) -> Status:
+        """The array of the tree that is worst off: itself, if it is not whole, else an inner one that is not."""
+        inner = [m.array.worst() for m in self.members if m.array is not None]
+        return next((s for s in (self, *inner) if s.degraded or s.state is State.FAILED), self)
 
 
 class Event(Struct, frozen=True, kw_only=True):
