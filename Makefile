@@ -3,6 +3,7 @@
 #
 #   make build    .venv/bin/raidlib works, on this source tree (an editable install)
 #   make test     lint, then all tests
+#   make test-kernel    what raidlib makes, Debian's kernel finds right, and the other way round, in QEMU: a sample (test-kernel-full: all)
 #   make demo     the main job from nothing to done, on real files
 #   make lint     all checks that run no test          make format   what of them can be mended by itself
 #   make hang     a thousand runs with a member that hangs
@@ -19,7 +20,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test hang demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -33,6 +34,10 @@ test: packages-test
 hang: packages-test
 	@$(MAKE) built tools
 	@RAIDLIB_HANG_RUNS=$(or $(RUNS),1000) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_deadline.py -k test_runs
+
+test-kernel test-kernel-full: packages-kernel
+	@$(MAKE) built tools
+	@$(BIN)/python -m pytest -q tests/kernel $(if $(filter %-full,$@),--full)
 
 demo: packages-demo
 	@$(MAKE) built
