@@ -67,7 +67,7 @@ def wait_until(condition):
 
 
 def test_a_write_that_does_without_a_failed_member_waits_for_the_record_too():
-    """I1, I11: one write finds a member failed; another, beside it, does without it. Neither is acknowledged before superblocks say so."""
+    """I1, I11: one write finds a member failed, and another, under way beside it, does without it: neither is acknowledged before."""
     memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
     devices = [lab.FaultyDevice(device) for device in memory]
     array = raidlib.create(devices, level=5, chunk="16K", assume_clean=True)
