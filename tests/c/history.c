@@ -124,7 +124,7 @@ static void add_member(void)
     uint32_t device = 0;
     rig_check(rl_array_add(rig.array, rig.members[index].member, &sb, &device), 0, "rl_array_add");
     rig.member_of[device] = (int)index;
-    rig_check(rl_array_activate_spare(rig.array, device), -ENOENT, "rl_array_activate_spare");
+    rig_check(rl_array_activate_spare(rig.array, device, -1), -ENOENT, "rl_array_activate_spare");
 }
 
 static void plan(uint32_t device, uint32_t kind, uint32_t ops, int32_t error, uint64_t times, double probability)

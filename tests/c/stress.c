@@ -201,7 +201,7 @@ static void *serve(void *unused)
         for (uint32_t i = 0; status.slots_missing && i < status.device_count; i++) {
             struct rl_device_status device;
             rig_check(rl_array_device(rig.array, i, &device), 0, "rl_array_device");
-            if (device.state == RL_DEVICE_SPARE && rl_array_activate_spare(rig.array, i) == 0)
+            if (device.state == RL_DEVICE_SPARE && rl_array_activate_spare(rig.array, i, -1) == 0)
                 atomic_fetch_add(&tally.stepped_in, 1);
         }
     }
@@ -400,7 +400,7 @@ static void add_member(uint64_t *dice)
     rig.member_of[device] = (int)index;
     tally.added++;
     if (rig_below(dice, 2)) {
-        int rc = rl_array_activate_spare(rig.array, device);
+        int rc = rl_array_activate_spare(rig.array, device, -1);
         if (rc != -EINVAL && rc != -ENOENT) /* it has stepped in by itself; no slot is empty */
             rig_check(rc, 0, "rl_array_activate_spare");
     }
