@@ -21,7 +21,7 @@ from pathlib import Path
 
 PACKAGES = ("busybox-static", "mdadm", "libc6", "libudev1", "libcap2")  # beside the kernel; the libraries are mdadm's
 # One that a kernel does not have is built into it, or gone (linear, since 6.8).
-MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "md_mod", "linear", "raid0", "raid1", "raid10", "raid456")
+MODULES = ("virtio_pci", "virtio_scsi", "sd_mod", "crc32c_generic", "md_mod", "linear", "raid0", "raid1", "raid10", "raid456")
 LIBRARIES = ("ld-linux-x86-64.so.2", "libc.so.6", "libudev.so.1", "libcap.so.2")
 KEPT_DAYS = 7
 READY = "@@ ready"  # the guest's first line; what its kernel and the firmware print before it is of no interest

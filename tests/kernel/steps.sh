@@ -45,20 +45,24 @@ look() {
 }
 # In auto-read-only: nothing is written, and no recovery or resync begins before `go`.
 assemble() {
-    dmesg -c >/dev/null
     must mdadm --assemble --run /dev/md0 "$@"
     look
 }
-refused() { # mdadm or the kernel does not start the array out of these members
-    if out=$(mdadm --assemble "$@" 2>&1); then
+refused() { # the array is not started out of these members, not even with --run
+    if out=$(mdadm --assemble --run /dev/md0 "$@" 2>&1); then
         look
         die "assembled: $(echo $out)"
     fi
     say refused $(echo $out)
-    mdadm --stop /dev/md0 >/dev/null 2>&1
+    [ ! -e $MD ] || must mdadm --stop /dev/md0
 }
 create() { must mdadm --create /dev/md0 --run "$@"; }
-go() { [ "$(cat $MD/array_state)" != read-auto ] || must mdadm --readwrite /dev/md0; }
+go() {
+    read -r word _ <$MD/array_state
+    case $word in
+    read-auto | readonly) must mdadm --readwrite /dev/md0 ;;
+    esac
+}
 content() {
     echo 3 >/proc/sys/vm/drop_caches
     out=$(sha256sum </dev/md0) || die "the array cannot be read"
@@ -80,13 +84,28 @@ check() {
 whole() { # until every slot is filled and in sync
     await "is degraded 0 && is sync_action idle && is resync_start none"
 }
-# Lets the next recovery or resync go so far (in sectors) and no further; `held` waits until it stands there.
+# Lets the next recovery or resync come half-way and no further; `held` waits until it stands there.
 hold() {
-    HOLD=$1
-    echo $1 >$MD/sync_max || die "no sync_max $1"
+    read -r total <$MD/component_size # KiB of each member
+    total=$((total * 2))
+    read -r word <$MD/level
+    [ "$1 $word" != "resync raid10" ] || total=$(blockdev --getsz /dev/md0) # counted in sectors of the array
+    read -r chunk <$MD/chunk_size
+    chunk=$((chunk ? chunk / 512 : 128))
+    HOLD=$((total / 2 / chunk * chunk))
+    echo $HOLD >$MD/sync_max || die "no sync_max $HOLD"
+    say hold $HOLD
 }
 held() { await "is sync_completed $HOLD"; }
-resumed() { say resumed $(dmesg | grep -E "resuming (recovery|resync)|from checkpoint" | tail -n 1); }
+moved() { # sectors read from and written to each member since the boot
+    number=0
+    for member in $MEMBERS; do
+        set -- $(cat /sys/block/${member#/dev/}/stat)
+        say read.$number $3
+        say written.$number $7
+        number=$((number + 1))
+    done
+}
 stop() {
     sync
     must mdadm --stop /dev/md0

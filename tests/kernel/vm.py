@@ -11,21 +11,22 @@ from pathlib import Path
 
 from guest import READY, Guest, GuestError, archive
 
-DISKS_MAX = 80  # two interrupts each, and one processor of the guest has some 200
+DISKS_MAX = 160
 MEMORY_MIB = 384
 ACCELERATOR = os.environ.get("RAIDLIB_QEMU_ACCEL", "tcg")  # emulation works everywhere; "kvm" is fast where it works
 BOOT_TIMEOUT_S = 180
 SILENCE_TIMEOUT_S = 120  # the longest that a script may print nothing
 
 
-def disk_name(index: int) -> str:
-    """What the guest calls its disk of that number: /dev/vda, …, /dev/vdz, /dev/vdaa, …"""
-    letters = ""
-    index += 1
-    while index:
-        index, letter = divmod(index - 1, 26)
-        letters = chr(ord("a") + letter) + letters
-    return f"/dev/vd{letters}"
+# The kernel names the disks as it finds them; their places on the bus tell which is which.
+DISKS = """
+set --
+until [ $# = {count} ]; do set -- /sys/class/scsi_device/*/device/block/*; done
+for found; do
+    place=${{found#*/0:0:0:}}
+    eval "D${{place%%/*}}=/dev/${{found##*/}}"
+done
+"""
 
 
 def _command(guest: Guest, initrd: str, disks: Sequence[Path], read_only: Collection[Path]) -> list[str]:
@@ -36,21 +37,22 @@ def _command(guest: Guest, initrd: str, disks: Sequence[Path], read_only: Collec
     command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]
     command += ["-machine", "pc,usb=off", "-accel", ACCELERATOR, "-cpu", "max", "-smp", "1", "-m", str(MEMORY_MIB)]
     command += ["-kernel", str(guest.kernel), "-initrd", initrd, "-append", words]
+    command += ["-device", "virtio-scsi-pci,num_queues=1"]
     for index, disk in enumerate(disks):
         path = str(disk).replace(",", ",,")  # cache=unsafe: the guest's flushes end in the host's page cache, where we read as well
-        command += ["-drive", f"file={path},format=raw,if=none,id=d{index},cache=unsafe,readonly={'on' if disk in read_only else 'off'}"]
-        # eight disks to a slot of the bus; Linux names them in the order of their places
-        place = f"{2 + index // 8:#x}.{index % 8}"
-        command += ["-device", f"virtio-blk-pci,drive=d{index},addr={place},multifunction=on,num-queues=1,disable-legacy=on"]
+        access = "on" if disk in read_only else "off"
+        command += ["-drive", f"file={path},format=raw,if=none,id=d{index},cache=unsafe,readonly={access}"]
+        command += ["-device", f"scsi-hd,drive=d{index},lun={index}"]
     return command
 
 
 def run(guest: Guest, disks: Sequence[Path], script: str, read_only: Collection[Path] = ()) -> tuple[str, bool]:
-    """Boots and runs the script. Its output, and whether it came to its end; where not, the output says why."""
+    """Boots, runs the script, in which $D0, $D1, … are the disks. Its output (and why it ended early), and whether it came to its end."""
     assert len(disks) <= DISKS_MAX
+    whole = f"{DISKS.format(count=len(disks))}\n{script}\necho '{READY}'\n"
     with tempfile.TemporaryDirectory(prefix="raidlib-kernel-") as scratch, tempfile.TemporaryFile("w+") as complaints:
         initrd = Path(scratch) / "initrd"
-        initrd.write_bytes(guest.initrd.read_bytes() + archive({"script": f"{script}\necho '{READY}'\n".encode()}))
+        initrd.write_bytes(guest.initrd.read_bytes() + archive({"script": whole.encode()}))
         command = _command(guest, str(initrd), disks, read_only)
         try:
             machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, start_new_session=True)
