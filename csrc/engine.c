@@ -135,7 +135,7 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
     if (device >= 0)
         e->slot = a->devices[device]->slot >= 0 ? a->devices[device]->slot : a->devices[device]->last_slot;
     snprintf(e->text, sizeof e->text, "%s", text);
-    a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_NO_SPACE;
+    a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_SPACE;
     pthread_cond_broadcast(&a->events_cond);
     pthread_mutex_unlock(&a->events_lock);
 }
@@ -343,6 +343,9 @@ void rl_array_status(rl_array *a, struct rl_array_status *out)
         out->state |= RL_STATE_FAILED;
     if (a->flags & RL_ARRAY_READ_ONLY)
         out->state |= RL_STATE_READ_ONLY;
+    out->full_device = atomic_load(&a->full_device);
+    if (atomic_load(&a->full))
+        out->state |= RL_STATE_NO_SPACE;
     pthread_rwlock_unlock(&a->config);
     out->mismatch_count = atomic_load(&a->mismatch_count);
     out->corrected_reads = atomic_load(&a->corrected_reads);

@@ -73,7 +73,8 @@ struct rl_member {
     uint32_t flags;        /* RL_MEMBER_* */
     atomic_uint users;     /* arrays that have it open */
     atomic_uint inside;    /* requests, of a kind that has let_go: the close waits for them */
-    bool can_hang;         /* its kind may be silent for ever */
+    atomic_bool no_room; /* as of the last probe: the file system that it lies on has next to no space left */
+    bool can_hang; /* its kind may be silent for ever */
     struct lane *lane;     /* with a deadline: its queue (deadline.c); NULL: the caller's thread does its requests */
     char *name;            /* for messages */
     pthread_mutex_t trouble_lock;
@@ -175,6 +176,9 @@ struct rl_array {
     uint32_t uneven; /* config: devices that are good in part only (rebuilding, bad blocks) */
     atomic_bool active; /* the superblocks say that writes may be open; set under config exclusive */
     atomic_bool broken; /* a member that the content needs is gone */
+    atomic_bool full; /* no space is left under a member: nothing is written until the service finds that there is (io.c) */
+    atomic_int full_device; /* which, or -1; of the last time */
+    _Atomic uint64_t full_ns; /* when that was found out last */
     _Atomic uint64_t resync; /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
     uint64_t resync_durable; /* config exclusive: `resync` as of the last flush */
     _Atomic uint64_t last_write_ns;
@@ -223,7 +227,9 @@ void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
 
-/* io.c: rl_array_pread, and how: RL_IO_* */
+/* io.c: a device (or -1) had no space for a write */
+void rl_note_full(rl_array *a, int32_t device);
+/* rl_array_pread, and how: RL_IO_* */
 int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags);
 
 /* devices.c */

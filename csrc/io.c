@@ -185,6 +185,18 @@ void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags)
     }
 }
 
+/* ---- no space ----------------------------------------------------------------------------------------------------- */
+
+/* The array turns read-only. Its service (service.c) lets writes in again. */
+void rl_note_full(rl_array *a, int32_t device)
+{
+    atomic_store(&a->full_ns, a->clock_ns(a->clock_context));
+    if (atomic_exchange(&a->full, true))
+        return;
+    atomic_store(&a->full_device, device);
+    rl_event_post(a, RL_EVENT_NO_SPACE, device, 0, "no space is left under a member: nothing is written until there is");
+}
+
 /* ---- changes ------------------------------------------------------------------------------------------------------ */
 
 /* What is to become of a range: the caller's bytes, or with NULL zeros. */
@@ -241,6 +253,8 @@ static int change(rl_array *a, const char *call, const struct change *c, uint64_
         return rl_fail(EROFS, call, -1, offset, "the array is open read-only");
     if (atomic_load(&a->broken))
         return rl_fail(EIO, call, -1, offset, "the array has failed: more members are gone than it bears");
+    if (atomic_load(&a->full))
+        return rl_fail(ENOSPC, call, -1, offset, "no space is left under a member: nothing is written until there is");
     struct workspace *w = rl_workspace_get(a);
     if (!w)
         return rl_fail(ENOMEM, call, -1, offset, "no memory");

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -183,11 +184,24 @@ static int fd_zero(rl_member *member, uint64_t length, uint64_t offset, uint32_t
     return failed ? rl_fail(failed, member->name, -1, offset, "making zeros in %s failed: %s", member->name, strerror(failed)) : 0;
 }
 
+/* Less than this counts as none: what is left is needed for the metadata of what lies there. */
+#define ROOM_BYTES 1048576u
+
+static void look_for_room(struct fd_member *m)
+{
+    struct statvfs fs;
+    if (!m->is_file || fstatvfs(m->fd, &fs))
+        return;
+    uint64_t blocks = geteuid() == 0 ? fs.f_bfree : fs.f_bavail;
+    atomic_store(&m->base.no_room, blocks * fs.f_frsize < ROOM_BYTES);
+}
+
 static int fd_probe(rl_member *member)
 {
     struct fd_member *m = (struct fd_member *)member;
     struct stat there;
     int rc = fd_alive(m, 0);
+    look_for_room(m);
     if (rc || !m->has_path)
         return rc;
     if (stat(member->name, &there))

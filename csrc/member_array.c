@@ -53,6 +53,7 @@ static int array_flush(rl_member *member)
 
 static int array_probe(rl_member *member)
 {
+    atomic_store(&member->no_room, atomic_load(&inner_of(member)->full));
     return told(member, 0); /* its own service looks after its members */
 }
 

@@ -292,6 +292,7 @@ static int fault_probe(rl_member *member)
     struct fate fate;
     int rc = enter(m, RL_FAULT_ON_PROBE, 0, 0, &fate);
     rc = rc || fate.kind ? rc : rl_member_probe(m->inner);
+    atomic_store(&member->no_room, atomic_load(&m->inner->no_room));
     return rc || !fate.kind ? rc : told(m, &fate, 0);
 }
 

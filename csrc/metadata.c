@@ -121,6 +121,7 @@ static int write_superblocks(rl_array *a)
             if (written == 0)
                 continue;
             if (rl_is_space_error(written)) {
+                rl_note_full(a, (int32_t)i);
                 rc = rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
             } else if (rl_enough_without(a, (int32_t)i)) {
                 rl_device_out(a, i, NULL);

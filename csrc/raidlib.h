@@ -443,6 +443,7 @@ int rl_array_replace(rl_array *array, uint32_t device, uint32_t slot);
 #define RL_STATE_ACTIVE 2 /* writes may be open, or a resync is due */
 #define RL_STATE_FAILED 4 /* more is lost than the level bears */
 #define RL_STATE_READ_ONLY 8
+#define RL_STATE_NO_SPACE 16 /* nothing is written: every change is -ENOSPC until rl_array_service finds that there is space again */
 
 struct rl_array_status {
     uint32_t state; /* RL_STATE_* bits */
@@ -455,6 +456,7 @@ struct rl_array_status {
     uint64_t mismatch_count; /* of the last check or repair: 512-byte sectors, as md counts */
     uint64_t corrected_reads;
     uint64_t reads, writes, read_bytes, written_bytes; /* requests since open */
+    int32_t full_device; /* RL_STATE_NO_SPACE: which, or -1 */
 };
 void rl_array_status(rl_array *array, struct rl_array_status *out); /* all zeros in a forked child */
 
@@ -490,6 +492,7 @@ int rl_array_service(rl_array *array);
 #define RL_EVENT_ADDED 7
 #define RL_EVENT_REMOVED 8
 #define RL_EVENT_REPLACED 9 /* the device is out of its slot, which its replacement has taken */
+#define RL_EVENT_SPACE 10 /* there is space again */
 struct rl_event {
     uint32_t kind;
     int32_t device, slot;

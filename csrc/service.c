@@ -86,6 +86,18 @@ static void probe_members(rl_array *a, bool superblocks)
     (void)rl_request_settle(&rq); /* as above */
 }
 
+/* Lets writes in again when a second has passed and no member lacks room. Quotas and size limits do not show there: they are found anew, once a second. */
+static void look_for_space(rl_array *a)
+{
+    bool room = a->clock_ns(a->clock_context) - atomic_load(&a->full_ns) >= PROBE_NS;
+    pthread_rwlock_rdlock(&a->config);
+    for (uint32_t i = 0; i < a->device_count; i++)
+        room &= !a->devices[i]->member || a->devices[i]->state == RL_DEVICE_FAULTY || !atomic_load(&a->devices[i]->member->no_room);
+    pthread_rwlock_unlock(&a->config);
+    if (room && atomic_exchange(&a->full, false))
+        rl_event_post(a, RL_EVENT_SPACE, -1, 0, "there is space again");
+}
+
 int rl_array_service(rl_array *a)
 {
     int rc = rl_enter(a, "rl_array_service");
@@ -98,6 +110,8 @@ int rl_array_service(rl_array *a)
             a->next_look_ns = now + LOOK_NS;
         a->next_probe_ns = now + PROBE_NS;
         probe_members(a, superblocks);
+        if (atomic_load(&a->full))
+            look_for_space(a);
     }
     int clean_ms = go_clean_if_idle(a);
     now = a->clock_ns(a->clock_context);
@@ -113,13 +127,13 @@ static void after(struct timespec *until, int ms)
     until->tv_nsec = (long)(ns % 1000000000u);
 }
 
-/* Something that the owner can do: give a spare its slot, start a resync. */
+/* Something that the owner can do: give a spare its slot, start a rebuild or resync. */
 static bool wants_owner(rl_array *a)
 {
     bool found = atomic_load(&a->resync) != RL_MAX_SECTOR;
     pthread_rwlock_rdlock(&a->config);
     for (uint32_t i = 0; i < a->device_count; i++)
-        found |= a->devices[i]->state == RL_DEVICE_SPARE;
+        found |= a->devices[i]->state >= RL_DEVICE_REBUILDING && a->devices[i]->state <= RL_DEVICE_SPARE;
     pthread_rwlock_unlock(&a->config);
     return found;
 }

@@ -75,13 +75,13 @@ int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count)
     bool no_space = false;
     for (unsigned i = 0; i < count; i++) {
         written += ios[i].result == 0;
-        if (rl_is_space_error(ios[i].result))
+        if (rl_is_space_error(ios[i].result)) {
             no_space = true;
-        else if (ios[i].result)
+            rl_note_full(rq->a, (int32_t)ios[i].device);
+        } else if (ios[i].result)
             rl_request_failed(rq, ios[i].device, ios[i].result);
     }
     if (no_space) {
-        rl_event_post(rq->a, RL_EVENT_NO_SPACE, -1, 0, "a member's file system is full");
         return rl_fail(ENOSPC, "rl_array_pwrite", -1, 0, "no space is left under a member; no member was failed for it");
     }
     if (written == 0)
@@ -413,11 +413,11 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
     return n;
 }
 
-/* I10: is there a block that nobody writes and that can only be computed? Then a write that fails in part would change it. */
+/* I10: is there a block that can only be computed? A write that fails in part would change it to what nobody has ever written. */
 static bool rect_fragile(const struct rect *r)
 {
     for (unsigned i = 0; i < r->st.nd; i++) {
-        if (r->st.slot_of[i] >= 0 && !r->live[i] && (!r->touched[i] || r->edges))
+        if (r->st.slot_of[i] >= 0 && !r->live[i])
             return true;
     }
     return false;

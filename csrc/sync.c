@@ -658,6 +658,8 @@ int rl_sync_run(rl_sync *s)
     rl_event_post(a, RL_EVENT_SYNC_STARTED, -1, 0, "job started");
     rc = s->kind == RL_SYNC_RECOVER ? run_recovery(s, w) : run_comparison(s, w);
     rl_workspace_put(a, w);
+    if (rl_is_space_error(rc))
+        rl_note_full(a, -1);
     if (rc) {
         struct rl_error why;
         rl_last_error(&why);

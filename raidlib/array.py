@@ -50,6 +50,7 @@ _EVENTS = {
     lib.RL_EVENT_ADDED: "added",
     lib.RL_EVENT_REMOVED: "removed",
     lib.RL_EVENT_REPLACED: "replaced",
+    lib.RL_EVENT_SPACE: "space",
 }
 
 
@@ -662,7 +663,7 @@ class Array:
         members = self._member_statuses()
         state, lost_more, unsynced = self._state_of(raw), raw.lost_more, raw.resync_sectors != MAX_SECTOR
         files = files_may_lose(state, lost_more, members)
-        words = advise(self.level, state, raw.slots_missing, lost_more, unsynced, members)
+        words = self._space_words(raw, members) + advise(self.level, state, raw.slots_missing, lost_more, unsynced, members)
         sb = self._sb
         return Status(
             uuid=self.uuid,
@@ -693,12 +694,19 @@ class Array:
         )
 
     @staticmethod
+    def _space_words(raw: Any, members: list[MemberStatus]) -> str:
+        if not raw.state & lib.RL_STATE_NO_SPACE:
+            return ""
+        where = next((f" under {m.path}" for m in members if m.device is not None and m.device == raw.full_device), "")
+        return f"Nothing is written: no space is left{where}. Make some there, and it goes on by itself. "
+
+    @staticmethod
     def _state_of(raw: Any) -> State:
         if raw.state & lib.RL_STATE_FAILED:
             return State.FAILED
         if raw.slots_missing:
             return State.DEGRADED
-        if raw.state & lib.RL_STATE_READ_ONLY:
+        if raw.state & (lib.RL_STATE_READ_ONLY | lib.RL_STATE_NO_SPACE):
             return State.READ_ONLY
         return State.ACTIVE if raw.state & lib.RL_STATE_ACTIVE else State.CLEAN
 

@@ -281,7 +281,8 @@ class Status(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """Something that happened to a running array."""
 
-    kind: str  # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "added", "removed", "replaced"
+    # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "space", "added", "removed", "replaced"
+    kind: str
     device: int
     slot: int | None
     offset: int
