@@ -10,6 +10,7 @@
 #   make stress   all at once on arrays of every level, under ThreadSanitizer, 10 minutes (STRESS_SECONDS=, SANITIZE=address,undefined, STRESS_ARGS="7 raid5-ls": seed, shape)
 #   make histories  10,000 histories of concurrent requests, judged (HISTORIES=, SANITIZE=, HISTORY_ARGS=)
 #   make sanitize the tests of the engine under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make full     two hundred runs on a full file system (as root)
 #   make wheel    a wheel for every Python from 3.11 on, in dist/
 #   make bench    the benchmarks                       make clean    away with all that was made
 #
@@ -23,7 +24,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test test-kernel test-kernel-full hang stress histories sanitize demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang full stress histories sanitize demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -33,6 +34,10 @@ test: packages-test
 	@$(MAKE) built
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+full: packages-test
+	@$(MAKE) built tools
+	@RAIDLIB_SPACE_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_space.py -k random_moment
 
 hang: packages-test
 	@$(MAKE) built tools
