@@ -633,8 +633,10 @@ class Array:
 
     def _user_job(self, kind: int) -> Job:
         with self._admin:
-            if self._job is not None and not self._job.done:
+            if self._job is not None and self._job.status().state in ("running", "paused"):
                 raise BusyError(f"a {self._job.kind} runs; wait for it, or cancel it")
+            if self._job is not None:
+                self._job.join()  # it has ended, and its thread is about to
             return self._start_job(kind)
 
     def next_event(self, timeout: float = 0.0) -> Event | None:
