@@ -9,6 +9,7 @@
  *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
  *   I8  The blocks of an unusable member above its `recovered` point are never written: the rebuild will, under the same lock.
  *   I10 In a degraded stripe, a write that fails in part and cannot be completed by failing a member is undone: else the blocks that can only be computed would change.
+ *   I13 Where a stripe lacks more blocks than its parity makes up for, what is written is written, and the parity marked as bad: none is left that does not fit.
  *   I9  Where parity is not known to be in sync (above `resync`), it is recomputed from the data, never updated.
  */
 #include "internal.h"
@@ -52,6 +53,11 @@ void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, u
     }
     if (rl_is_space_error(io.result)) /* stays unreadable; not the member's fault */
         return;
+    if (rl_is_medium_error(io.result) && rl_bad_tolerable(a, device, offset / RL_SECTOR, length / RL_SECTOR) &&
+        rl_bad_mark(a, device, offset / RL_SECTOR, length / RL_SECTOR)) {
+        rl_event_post(a, RL_EVENT_BAD_BLOCK, (int32_t)device, offset, "a block that can be neither read nor written is marked as bad");
+        return;
+    }
     if (io.result || memcmp(back, good, length) != 0) {
         rl_request_failed(rq, device, io.result ? io.result : -EIO);
         return;
@@ -69,15 +75,47 @@ void rl_set_resync_back(rl_array *a, uint64_t sector)
         ;
 }
 
-int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count)
+/* Single blocks that cannot be written are no reason to lose the member, where the content can do without them. */
+static void judge_losses(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context)
 {
-    unsigned written = 0;
-    bool no_space = false;
+    struct losses lost = {.count = 0};
+    bool borne = true, hard = false;
+    for (unsigned i = 0; i < count; i++) {
+        unsigned before = lost.count;
+        if (ios[i].result == 0)
+            continue;
+        if (!rl_bad_narrow(rq, ios, i, &lost)) {
+            rl_request_failed(rq, ios[i].device, ios[i].result);
+            hard = true;
+        } else if (lost.count == before) {
+            ios[i].result = 0; /* it was not a block that failed */
+        }
+    }
+    if (hard) /* the write is done once more without that member, or not at all */
+        return;
+    for (unsigned l = 0; l < lost.count; l++)
+        borne = borne && bears(rq->a, context, ios, count, &lost, l);
+    for (unsigned l = 0; l < lost.count; l++) {
+        struct rl_io *io = &ios[lost.of[l].io];
+        if (!borne)
+            rl_request_failed(rq, io->device, io->result);
+    }
+    for (unsigned l = 0; borne && l < lost.count; l++)
+        ios[lost.of[l].io].result = 0;
+    if (borne)
+        rl_bad_settle_writes(rq, ios, count, &lost);
+}
+
+int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context)
+{
+    unsigned written = 0, no_space = 0;
+    for (unsigned i = 0; i < count; i++)
+        no_space += rl_is_space_error(ios[i].result);
+    if (no_space == 0)
+        judge_losses(rq, ios, count, bears, context);
     for (unsigned i = 0; i < count; i++) {
         written += ios[i].result == 0;
-        if (rl_is_space_error(ios[i].result))
-            no_space = true;
-        else if (ios[i].result)
+        if (no_space && ios[i].result && !rl_is_space_error(ios[i].result))
             rl_request_failed(rq, ios[i].device, ios[i].result);
     }
     if (no_space) {
@@ -272,27 +310,33 @@ struct rect {
     const char *source;       /* of the first column; the next is a chunk further */
     uint64_t chunk_bytes;
     bool stable, edges;       /* edges: from or to differ: old bytes must be kept */
-    uint8_t touched[RL_VECTOR_MAX], live[RL_VECTOR_MAX];
+    uint8_t touched[RL_VECTOR_MAX];
+    uint8_t live[RL_VECTOR_MAX], open[RL_VECTOR_MAX]; /* can be read; can be written, which a bad block can be too */
+    uint8_t put[RL_VECTOR_MAX]; /* will be written */
     const char *source_of[RL_VECTOR_MAX];
     const void *final[RL_VECTOR_MAX]; /* what will be written */
 };
 
 static int rect_look(const rl_array *a, struct rect *r)
 {
-    unsigned lost = 0, parities = 0;
+    unsigned homeless = 0, lost = 0, parities = 0;
     uint64_t sector = stripe_sector(a, &r->st, r->from), sectors = (r->to - r->from) / RL_SECTOR;
     memset(r->touched, 0, sizeof r->touched);
-    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
-        r->live[i] = r->st.slot_of[i] >= 0 && rl_device_for_read(a, (uint32_t)r->st.slot_of[i], sector, sectors) >= 0;
-        lost += i < r->st.nd && r->st.slot_of[i] >= 0 && !r->live[i];
-        parities += i >= r->st.nd && r->live[i];
-    }
     for (unsigned j = 0; j < r->columns; j++) {
         unsigned i = r->st.position[r->first + j];
         r->touched[i] = 1;
         r->source_of[i] = r->source ? r->source + j * r->chunk_bytes : NULL;
     }
-    if (lost > parities)
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        int slot = r->st.slot_of[i];
+        r->live[i] = slot >= 0 && rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0;
+        r->open[i] = slot >= 0 && rl_slot_open(a, (uint32_t)slot, sector, sectors);
+        r->put[i] = r->open[i] && (r->touched[i] || i >= r->st.nd);
+        homeless += slot >= 0 && r->touched[i] && !r->open[i];
+        lost += i < r->st.nd && slot >= 0 && !r->put[i] && !r->live[i];
+        parities += i >= r->st.nd && r->open[i];
+    }
+    if (homeless && lost > parities) /* what has no device of its own would be nowhere */
         return rl_fail(EIO, "rl_array_pwrite", -1, sector * RL_SECTOR, "more members are missing than the level bears");
     return 0;
 }
@@ -301,7 +345,7 @@ static int rect_look(const rl_array *a, struct rect *r)
 static bool rect_updates(const rl_array *a, const struct rect *r)
 {
     unsigned parities = 0, update = r->columns, recompute = 0;
-    bool touched_lost = false, other_lost = false;
+    bool touched_lost = false, other_lost = false, bad_parity = false;
     for (unsigned i = 0; i < r->st.nd; i++) {
         if (r->st.slot_of[i] < 0)
             continue;
@@ -309,10 +353,14 @@ static bool rect_updates(const rl_array *a, const struct rect *r)
         other_lost |= (!r->touched[i] || r->edges) && !r->live[i];
         recompute += !r->touched[i] || r->edges;
     }
-    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++)
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
         parities += r->live[i];
-    if (parities == 0)
+        bad_parity |= r->open[i] && !r->live[i];
+    }
+    if (parities == 0 && !bad_parity)
         return true; /* nothing to keep true */
+    if (bad_parity && !other_lost)
+        return false; /* it is good again with this write */
     uint64_t end = stripe_sector(a, &r->st, r->to);
     if (touched_lost || end > atomic_load(&a->resync)) /* I9 */
         return false;
@@ -326,7 +374,7 @@ static int rect_update(struct request *rq, struct workspace *w, struct rect *r)
     void *parity[RL_PARITY_MAX] = {0};
     unsigned parities = 0;
     for (unsigned p = 0; p < r->st.np; p++)
-        parities += want[r->st.nd + p] = r->live[r->st.nd + p];
+        parities += want[r->st.nd + p] = r->put[r->st.nd + p] = r->live[r->st.nd + p]; /* a bad one stays bad */
     for (unsigned i = 0; i < r->st.nd; i++)
         want[i] = r->touched[i] && (parities || r->edges);
     int rc = rl_stripe_fetch(rq, &r->st, w, r->from, r->to - r->from, 0, want, 0);
@@ -373,7 +421,7 @@ static int rect_recompute(struct request *rq, struct workspace *w, struct rect *
         return rc;
     for (unsigned i = 0; i < nd + np; i++) {
         void **own = i < nd ? &w->block[i] : &w->fresh[i - nd];
-        bool used = i < nd ? r->st.slot_of[i] >= 0 && !(r->touched[i] && in_place) : r->live[i];
+        bool used = i < nd ? r->st.slot_of[i] >= 0 && !(r->touched[i] && in_place) : r->open[i];
         r->final[i] = used ? rl_workspace_block(w, own) : i < nd && r->touched[i] ? r->source_of[i] : NULL;
         if (used && !r->final[i])
             return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
@@ -400,7 +448,7 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
     unsigned n = 0;
     uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
     for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
-        if (!r->live[i] || (i < r->st.nd && !r->touched[i]))
+        if (!r->put[i])
             continue;
         unsigned added = rl_slot_writes(a, (uint32_t)r->st.slot_of[i], (void *)(uintptr_t)r->final[i], sector, length, &w->io[n]);
         for (; added > 0; added--)
@@ -421,11 +469,13 @@ static bool rect_fragile(const struct rect *r)
 
 /* Puts the old blocks back under a write that failed in part. A device that did not take the new ones whole may have taken some: those are found by comparison, for
  * writing the others again could fail again. */
-static int rect_undo(struct request *rq, struct workspace *old, struct rl_io *ios, unsigned count)
+static int rect_undo(struct request *rq, const struct rect *r, struct workspace *old, struct rl_io *ios, unsigned count)
 {
     uint64_t block = rq->a->block_bytes;
     _Alignas(RL_BUFFER_ALIGN) char now[RL_BUFFER_ALIGN];
     for (unsigned j = 0; j < count; j++) {
+        if (!r->live[ios[j].tag]) /* it was bad before, and stays so */
+            continue;
         char *before = old->block[ios[j].tag];
         uint64_t step = ios[j].result ? block : ios[j].length;
         for (uint64_t at = 0; at < ios[j].length; at += step) {
@@ -478,24 +528,110 @@ static int rect_restripe(struct request *rq, struct workspace *w, const struct r
     return rc;
 }
 
+/* Can the stripe do without what is lost? */
+static bool rect_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                       unsigned which)
+{
+    const struct rect *r = context;
+    uint64_t at = lost->of[which].at, end = at + lost->of[which].length;
+    uint64_t sector = stripe_sector(a, &r->st, r->from + at), sectors = (end - at) / RL_SECTOR;
+    uint8_t gone[RL_VECTOR_MAX] = {0};
+    unsigned data = 0, parities = 0;
+    (void)count;
+    for (unsigned l = 0; l < lost->count; l++) {
+        if (lost->of[l].at < end && lost->of[l].at + lost->of[l].length > at)
+            gone[ios[lost->of[l].io].tag] = 1;
+    }
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        int slot = r->st.slot_of[i];
+        bool there = slot >= 0 && !gone[i] && (r->put[i] || rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0);
+        data += i < r->st.nd && slot >= 0 && !there;
+        parities += i >= r->st.nd && there;
+    }
+    return data <= parities;
+}
+
+/* Does the stripe need a device that the request found dead? */
+static bool rect_needs_failed(const struct request *rq, const struct rect *r)
+{
+    const rl_array *a = rq->a;
+    unsigned data = 0, parities = 0;
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        int slot = r->st.slot_of[i];
+        bool there = r->live[i] || r->put[i];
+        for (unsigned j = 0; j < rq->failed_count; j++)
+            there &= slot < 0 || a->slot_device[slot] != (int32_t)rq->failed[j].device;
+        data += i < r->st.nd && slot >= 0 && !there;
+        parities += i >= r->st.nd && there;
+    }
+    return data > parities;
+}
+
 /* A write failed in part. Members that the content can do without are simply out, and the others agree (I7). Else the stripe must be made whole: by the old blocks,
- * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. */
+ * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. A member that only this stripe needs, because
+ * others have bad blocks in it, stays, as long as it is not gone. */
 static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count, int rc)
 {
     rl_array *a = rq->a;
-    bool needed = false;
+    bool here = rq->failed_count && rect_needs_failed(rq, r), needed = here;
     for (unsigned j = 0; j < rq->failed_count; j++)
         needed |= !rl_enough_without(a, (int32_t)rq->failed[j].device);
     if (rc == 0 && !needed)
         return 0;
-    int mended = old ? rect_undo(rq, old, w->io, count) : rect_restripe(rq, w, r);
+    int mended = old ? rect_undo(rq, r, old, w->io, count) : rect_restripe(rq, w, r);
     if (mended) {
         rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
         if (old && !atomic_exchange(&a->broken, true))
             rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
                           "a degraded stripe could be neither written nor put back: the array has failed");
     }
+    if (rc == 0 && here && !mended) {
+        rc = rl_fail(EIO, "rl_array_pwrite", -1, stripe_sector(a, &r->st, r->from) * RL_SECTOR,
+                     "stripe %llu: a block cannot be written, and nothing is left to make up for it", (unsigned long long)r->st.number);
+        rl_request_spare(rq);
+    }
     return rc;
+}
+
+/* The way that reads less; where blocks cannot be read, and not be computed by it, the other one may do. */
+static int rect_compute(struct request *rq, struct workspace *w, struct rect *r)
+{
+    bool update = rect_updates(rq->a, r), known = stripe_sector(rq->a, &r->st, r->to) <= atomic_load(&rq->a->resync); /* I9 */
+    int rc = update ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
+    if (rc != -EIO || rq->failed_count || (!update && !known))
+        return rc;
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++)
+        r->put[i] = r->open[i];
+    return update ? rect_recompute(rq, w, r) : rect_update(rq, w, r);
+}
+
+/* More blocks of the stripe are unreadable than its parity makes up for, so no parity can be made to fit. It is given up here (marked as bad before anything is written),
+ * and whole blocks that are written are good again. One block high. */
+static int rect_without_parity(struct request *rq, struct workspace *w, struct rect *r)
+{
+    rl_array *a = rq->a;
+    uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        if (r->touched[i] && (!r->open[i] || r->edges))
+            return -EIO;
+        char *copy = r->touched[i] ? rl_workspace_block(w, &w->block[i]) : NULL;
+        if (r->touched[i] && !copy)
+            return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        r->final[i] = copy ? memcpy(copy, r->source_of[i], length) : NULL;
+    }
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
+        struct rl_io io[2];
+        unsigned n = r->open[i] ? rl_slot_writes(a, (uint32_t)r->st.slot_of[i], NULL, sector, length, io) : 0;
+        for (unsigned j = 0; j < n; j++) {
+            if (!rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR))
+                return rl_fail(
+                    EIO, "rl_array_pwrite", -1, sector * RL_SECTOR,
+                    "other blocks of stripe %llu cannot be read, and its parity, which does not fit any more, cannot be marked as bad",
+                    (unsigned long long)r->st.number);
+        }
+        r->put[i] = 0;
+    }
+    return 0;
 }
 
 static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
@@ -510,13 +646,19 @@ static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
             want[i] = r->live[i] && (i >= r->st.nd || r->touched[i]);
         rc = old ? rl_stripe_fetch(rq, &r->st, old, r->from, r->to - r->from, 0, want, 0)
                  : rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        if (rc && old) {
+            rl_workspace_put(a, old);
+            old = NULL;
+        }
     }
     if (rc == 0)
-        rc = rect_updates(a, r) ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
+        rc = rect_compute(rq, w, r);
+    if (rc == -EIO && rq->failed_count == 0 && r->to - r->from <= a->block_bytes)
+        rc = rect_without_parity(rq, w, r);
     if (rc == 0 && rq->failed_count == 0) { /* I7: nothing was written yet */
         unsigned n = rect_writes(a, w, r);
         rl_io_run(w->io, n);
-        rc = rl_judge_writes(rq, w->io, n);
+        rc = rl_judge_writes(rq, w->io, n, rect_bears, r);
         rc = rect_mend(rq, w, old, r, n, rc);
     }
     if (old)
@@ -538,18 +680,25 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
         r.high = chunk_bytes;
     }
     int rc = 0;
-    uint64_t total = r.columns * (r.high - r.low), end = r.high;
+    uint64_t total = r.columns * (r.high - r.low), end = r.high, careful = 0;
     pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
-    /* from top to bottom in slices; all of them before the piece counts as done */
+    /* from top to bottom in slices, where some of it cannot be read in blocks; all of them before the piece counts as done */
     for (r.high = r.low; rc == 0 && r.high < end;) {
         r.source += r.high - r.low;
         r.low = r.high;
         r.from = rl_round_down(r.low, a->block_bytes);
-        uint64_t sectors = rl_uniform_run(a, stripe_sector(a, &r.st, r.from), RL_SLICE_BYTES / RL_SECTOR);
+        uint64_t most = r.from < careful ? a->block_bytes : RL_SLICE_BYTES;
+        uint64_t sectors = rl_uniform_run(a, stripe_sector(a, &r.st, r.from), most / RL_SECTOR);
         r.high = rl_min(end, r.from + sectors * RL_SECTOR);
         r.to = rl_round_up(r.high, a->block_bytes);
         r.edges = r.from != r.low || r.to != r.high;
         rc = rect_write(rq, w, &r);
+        if (rc == -EIO && rq->failed_count == 0 && r.to - r.from > a->block_bytes && !atomic_load(&a->broken)) {
+            careful = r.to;
+            r.high = r.low;
+            rc = 0;
+            continue;
+        }
         if (rc == 0 && rq->failed_count)
             total = 0; /* settle, then the whole piece once more: writing the same again is harmless */
         if (total == 0)
@@ -568,7 +717,7 @@ static int rect_zero(struct request *rq, struct workspace *w, struct rect *r, ui
     memset(r->final, 0, sizeof r->final);
     unsigned n = rect_writes(rq->a, w, r);
     rl_zero_run(w->io, n, flags);
-    rc = rl_judge_writes(rq, w->io, n);
+    rc = rl_judge_writes(rq, w->io, n, rect_bears, r);
     return rect_mend(rq, w, NULL, r, n, rc);
 }
 

@@ -211,7 +211,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     recovered: int | None = None  # bytes rebuilt so far, while rebuilding
     read_errors: int = 0
     corrected_reads: int = 0
-    bad_blocks: int = 0
+    write_errors: int = 0  # blocks that could not be written since the array was opened
+    bad_blocks: int = 0  # ranges that are marked as bad
     reason: str = ""  # why it is faulty, stale or left out
 
 
@@ -274,7 +275,8 @@ class Status(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """Something that happened to a running array."""
 
-    kind: str  # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "added", "removed", "replaced"
+    kind: str  # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "added", "removed", "replaced",
+    # "bad_block"
     device: int
     slot: int | None
     offset: int
