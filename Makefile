@@ -3,9 +3,13 @@
 #
 #   make build    .venv/bin/raidlib works, on this source tree (an editable install)
 #   make test     lint, then all tests
+#   make test-kernel    what raidlib makes, Debian's kernel finds right, and the other way round, in QEMU: a sample (test-kernel-full: all)
 #   make demo     the main job from nothing to done, on real files
 #   make lint     all checks that run no test          make format   what of them can be mended by itself
 #   make hang     a thousand runs with a member that hangs
+#   make stress   all at once on arrays of every level, under ThreadSanitizer, 10 minutes (STRESS_SECONDS=, SANITIZE=address,undefined, STRESS_ARGS="7 raid5-ls": seed, shape)
+#   make histories  10,000 histories of concurrent requests, judged (HISTORIES=, SANITIZE=, HISTORY_ARGS=)
+#   make sanitize the tests of the engine under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make wheel    a wheel for every Python from 3.11 on, in dist/
 #   make bench    the benchmarks                       make clean    away with all that was made
 #
@@ -19,7 +23,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test hang demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang stress histories sanitize demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -33,6 +37,45 @@ test: packages-test
 hang: packages-test
 	@$(MAKE) built tools
 	@RAIDLIB_HANG_RUNS=$(or $(RUNS),1000) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_deadline.py -k test_runs
+
+test-kernel test-kernel-full: packages-kernel
+	@$(MAKE) built tools
+	@$(BIN)/python -m pytest -q tests/kernel $(if $(filter %-full,$@),--full)
+
+# The C programs of tests/c, with the engine in them. A report ends them.
+STRESS_SECONDS ?= 600
+HISTORIES ?= 10000
+stress: export TSAN_OPTIONS := halt_on_error=1 second_deadlock_stack=1
+stress: export UBSAN_OPTIONS := halt_on_error=1 print_stacktrace=1
+stress: SANITIZE ?= thread
+stress: packages-build
+	@$(MAKE) build/c/stress-$(subst $(comma),-,$(SANITIZE)) SANITIZE=$(SANITIZE)
+	@build/c/stress-$(subst $(comma),-,$(SANITIZE)) $(STRESS_SECONDS) $(STRESS_ARGS)
+
+histories: packages-build
+	@$(MAKE) build/c/history-$(subst $(comma),-,$(or $(SANITIZE),none))
+	@build/c/history-$(subst $(comma),-,$(or $(SANITIZE),none)) $(HISTORIES) $(HISTORY_ARGS)
+
+comma := ,
+C_TEST_SOURCES := $(wildcard csrc/*.[ch] tests/c/*.[ch])
+build/c/%: $(C_TEST_SOURCES)
+	@mkdir -p build/c
+	$(CC) -std=gnu11 -O1 -g -Wall -Wextra -Wshadow -Werror -D_GNU_SOURCE -pthread $(SANITIZE:%=-fsanitize=%) -Icsrc -Itests/c \
+	    tests/c/$(firstword $(subst -, ,$*)).c tests/c/rig.c $(wildcard csrc/*.c) -o $@
+
+# Of the suite, what does its I/O in this process: the libraries of the sanitizers are loaded before Python, and the engine is built anew with them, in a copy.
+# Python itself leaks by design. Left out: what looks at the tree, builds a
+# wheel or has sanitizers of its own (test_house, test_wheel, test_stress), and the mount (test_mount, test_fuse_mount): its servers, fuse2fs and fusermount3 are other programs,
+# which the preloaded libraries would end for leaks and reports of their own.
+SANITIZED ?= $(filter-out tests/test_house.py tests/test_wheel.py tests/test_stress.py tests/test_mount.py tests/test_fuse_mount.py,$(wildcard tests/test_*.py))
+sanitize: packages-test
+	@$(MAKE) built tools
+	@rm -rf build/sanitize && mkdir -p build/sanitize
+	@cp -r setup.py pyproject.toml README.md csrc fuse_mount raidlib tests scripts docs build/sanitize/ && rm -f build/sanitize/raidlib/*.so
+	cd build/sanitize && CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 RAIDLIB_GOLDEN=$(or $(RAIDLIB_GOLDEN),$(wildcard $(CURDIR)/tests/golden $(CURDIR)/../shared/golden)) \
+	    PYTHONPATH=. ../../$(BIN)/python -m pytest -p no:cacheprovider -n1 -q $(SANITIZED)
 
 demo: packages-demo
 	@$(MAKE) built

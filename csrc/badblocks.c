@@ -6,9 +6,9 @@
  *   rl_bad_mark   ──► bad, logged: due ──► rl_metadata_commit (log, flush, superblock, flush)
  *   rl_bad_clear  ──► out of bad (it was written whole) ──► rl_bad_note_durable: out of logged ──► rl_metadata_commit
  *
- *   I11 No write is acknowledged while a mark is due: not yet in the log of its device (rl_request_settle). In a commit a device's log comes before its superblock, so
+ *   I12 No write is acknowledged while a mark is due: not yet in the log of its device (rl_request_settle). In a commit a device's log comes before its superblock, so
  *       that no recovery_offset passes a block that is not in the log.
- *   I12 A range leaves a log only after what was written there is flushed and while no mark is due on any device: what is computed from a block that is called good must
+ *   I13 A range leaves a log only after what was written there is flushed and while no mark is due on any device: what is computed from a block that is called good must
  *       not rest on one that should be called bad.
  */
 #include "internal.h"
@@ -179,19 +179,18 @@ bool rl_bad_has(const rl_array *a, const struct device *d, uint64_t sector, uint
     return found;
 }
 
-/* How many of `sectors` from `sector` on, which begins a block, are alike in being bad or not. */
+/* How many of `sectors` from `sector` on, are alike in being bad or not. */
 uint64_t rl_bad_run(const rl_array *a, const struct device *d, uint64_t sector, uint64_t sectors)
 {
-    uint64_t block = a->block_bytes / RL_SECTOR, at = d->sb.data_offset + sector;
+    uint64_t block = a->block_bytes / RL_SECTOR, low = rl_round_down(sector, block), data = d->sb.data_offset;
     if (atomic_load(&d->bad_count) == 0)
         return sectors;
     pthread_rwlock_rdlock(lock_of(a));
-    uint32_t i = find(&d->bad, at);
-    if (i < d->bad.count && d->bad.pairs[2 * i] < at + block) { /* this block is bad: up to the last of its range */
-        sectors = rl_min(sectors, rl_round_up(end_of(&d->bad, i) - at, block));
-    } else if (i < d->bad.count) {
-        sectors = rl_min(sectors, rl_round_down(d->bad.pairs[2 * i] - at, block));
-    }
+    uint32_t i = find(&d->bad, data + low);
+    if (i < d->bad.count && d->bad.pairs[2 * i] < data + low + block) /* this block is bad: up to the last of its range */
+        sectors = rl_min(sectors, rl_round_up(end_of(&d->bad, i) - data, block) - sector);
+    else if (i < d->bad.count)
+        sectors = rl_min(sectors, rl_round_down(d->bad.pairs[2 * i] - data, block) - sector);
     pthread_rwlock_unlock(lock_of(a));
     return sectors;
 }
@@ -234,7 +233,7 @@ void rl_bad_clear(rl_array *a, uint32_t device, uint64_t sector, uint64_t sector
     pthread_rwlock_unlock(lock_of(a));
 }
 
-/* I12. Config exclusive, all devices flushed. */
+/* I13. Config exclusive, all devices flushed. */
 void rl_bad_note_durable(rl_array *a)
 {
     for (uint32_t i = 0; !atomic_load(&a->marks_due) && i < a->device_count; i++) {
@@ -298,7 +297,7 @@ bool rl_is_medium_error(int error)
 
 bool rl_is_unreadable(const struct request *rq, int rc)
 {
-    return rc == -EIO && rq->failed_count == 0 && !atomic_load(&rq->a->broken);
+    return rc == -EIO && rq->failed_count == 0 && !atomic_load(&rq->a->doubted) && !atomic_load(&rq->a->broken);
 }
 
 bool rl_bad_tolerable(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors)
@@ -337,7 +336,7 @@ bool rl_bad_narrow(struct request *rq, const struct rl_io *ios, unsigned index, 
     return true;
 }
 
-/* A write has been judged good but for what is lost: that is marked, and what was bad and is written now is good again. The stripe lock is held. */
+/* The writes of a piece are good but for what is lost: that is marked, and what was bad and is written now is good again. The stripe lock is held. */
 void rl_bad_settle_writes(struct request *rq, const struct rl_io *ios, unsigned count, const struct losses *lost)
 {
     rl_array *a = rq->a;
@@ -346,6 +345,8 @@ void rl_bad_settle_writes(struct request *rq, const struct rl_io *ios, unsigned 
     for (unsigned i = 0; i < count; i++) {
         const struct rl_io *io = &ios[i];
         uint64_t start = io->offset / RL_SECTOR - a->devices[io->device]->sb.data_offset, good = 0;
+        if (io->result && lost->hard[i])
+            continue;
         for (unsigned l = 0; l < lost->count; l++) {
             if (lost->of[l].io != i)
                 continue;

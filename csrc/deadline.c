@@ -193,7 +193,7 @@ void rl_lane_wait(struct rl_io *io)
         return;
     }
     io->result = answered ? ask->result : fenced_error(io->member, io->offset);
-    if (answered && ask->result == 0 && ask->op == RL_OP_READ)
+    if (answered && ask->result == 0 && ask->op == RL_OP_READ && ask->length)
         memcpy(io->buffer, ask->buffer, ask->length);
     if (answered && ask->result) { /* in the words of the thread that did it */
         char why[160];

@@ -12,6 +12,10 @@
  *                                └──────── rl_array_replace ────────► REPLACEMENT ─────────────────────────┘ rl_device_take_over, at the end
  *
  * The invariants I1, I2 and I6 of engine.c are kept here. Lock order: internal.h.
+ *
+ *   I11 A device that failed a request is doubted before the stripe lock is let go under which it failed: nobody reads or writes it any more, though it is out only
+ *       once the request is settled. So what it did not get is never read from it, and a change that did without it need not be done again (over what others have
+ *       written since). A device that the content needs, those that are doubted not counted, is not doubted: then settling is what fails.
  */
 #include "internal.h"
 
@@ -22,12 +26,13 @@
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors)
 {
     const struct device *d = a->devices[device];
-    return sector + sectors <= atomic_load(&d->recovered) && !rl_bad_has(a, d, sector, sectors);
+    return sector + sectors <= atomic_load(&d->recovered) && !rl_bad_has(a, d, sector, sectors) && !atomic_load(&d->doubted);
 }
 
 static bool is_open(const rl_array *a, int32_t device, uint64_t sector, uint64_t sectors)
 {
-    return device >= 0 && sector + sectors <= atomic_load(&a->devices[device]->recovered);
+    const struct device *d = device >= 0 ? a->devices[device] : NULL;
+    return d && sector + sectors <= atomic_load(&d->recovered) && !atomic_load(&d->doubted);
 }
 
 bool rl_slot_open(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
@@ -38,7 +43,8 @@ bool rl_slot_open(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t se
 int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
 {
     int32_t main_device = a->slot_device[slot], second = a->replacement[slot];
-    if (main_device >= 0 && (!a->uneven || rl_device_usable(a, (uint32_t)main_device, sector, sectors)))
+    bool even = a->uneven == 0 && atomic_load(&a->doubted) == 0;
+    if (main_device >= 0 && (even || rl_device_usable(a, (uint32_t)main_device, sector, sectors)))
         return main_device;
     return second >= 0 && rl_device_usable(a, (uint32_t)second, sector, sectors) ? second : -1;
 }
@@ -62,7 +68,8 @@ void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present)
 {
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
         int32_t d = a->slot_device[slot];
-        present[slot] = d >= 0 && d != without && a->devices[d]->state == RL_DEVICE_IN_SYNC && !a->devices[d]->lost;
+        present[slot] = d >= 0 && d != without && a->devices[d]->state == RL_DEVICE_IN_SYNC && !a->devices[d]->lost &&
+                        !atomic_load(&a->devices[d]->doubted);
     }
 }
 
@@ -107,6 +114,24 @@ void rl_count_uneven(rl_array *a)
     atomic_store(&a->uneven, uneven);
 }
 
+/* I11 */
+static void doubt(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    pthread_mutex_lock(&a->doubt_lock);
+    if (!atomic_load(&d->doubted) && rl_enough_without(a, (int32_t)device)) {
+        atomic_store(&d->doubted, true);
+        atomic_fetch_add(&a->doubted, 1);
+    }
+    pthread_mutex_unlock(&a->doubt_lock);
+}
+
+static void doubt_no_more(rl_array *a, struct device *d)
+{
+    if (atomic_exchange(&d->doubted, false))
+        atomic_fetch_sub(&a->doubted, 1);
+}
+
 /* why: in words, or NULL for what the member itself said last. */
 void rl_device_out(rl_array *a, uint32_t device, const char *why)
 {
@@ -128,6 +153,7 @@ void rl_device_out(rl_array *a, uint32_t device, const char *why)
     else
         rl_member_trouble(d->member, d->reason, sizeof d->reason);
     rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, d->reason);
+    doubt_no_more(a, d);
     d->state = RL_DEVICE_FAULTY;
     d->last_slot = d->slot;
     d->slot = -1;
@@ -151,6 +177,7 @@ int rl_device_take_over(rl_array *a, uint32_t device)
     int rc = rl_metadata_commit_led(a, device, &led);
     if (led) {
         snprintf(old->reason, sizeof old->reason, "replaced");
+        doubt_no_more(a, old);
         atomic_store(&d->recovered, RL_MAX_SECTOR);
         if (original >= 0)
             rl_event_post(a, RL_EVENT_REPLACED, original, 0, old->reason);
@@ -188,20 +215,20 @@ void rl_request_failed(struct request *rq, uint32_t device, int error)
         if (rq->failed[i].device == device)
             return;
     }
-    if (rq->failed_count < RL_FAILED_MAX) {
-        rq->failed[rq->failed_count].device = device;
-        rq->failed[rq->failed_count++].error = error;
-    }
+    if (rq->failed_count == RL_FAILED_MAX)
+        return;
+    rq->failed[rq->failed_count].device = device;
+    rq->failed[rq->failed_count++].error = error;
+    if (!(rq->a->flags & RL_ARRAY_READ_ONLY)) /* I6 */
+        doubt(rq->a, device);
 }
 
-void rl_request_spare(struct request *rq)
+void rl_request_doubted(struct request *rq)
 {
-    unsigned kept = 0;
-    for (unsigned i = 0; i < rq->failed_count; i++) {
-        if (rq->failed[i].error == -ENODEV)
-            rq->failed[kept++] = rq->failed[i];
+    for (uint32_t i = 0; atomic_load(&rq->a->doubted) && i < rq->a->device_count; i++) {
+        if (atomic_load(&rq->a->devices[i]->doubted))
+            rl_request_failed(rq, i, -EIO);
     }
-    rq->failed_count = kept;
 }
 
 /* I1: returns only once the survivors' superblocks are durable. */
@@ -221,6 +248,7 @@ int rl_request_settle(struct request *rq)
         if (!rl_enough_without(a, (int32_t)device)) { /* I2 */
             if (rq->failed[i].error == -ENODEV)
                 rl_device_lost(a, device);
+            doubt_no_more(a, a->devices[device]); /* another was lost meanwhile: what there is may be read */
             rc = rl_fail(EIO, "rl_array", d->slot, 0, "%s failed (%s), and the content needs it", d->member->name,
                          strerror(-rq->failed[i].error));
             continue;
@@ -228,7 +256,7 @@ int rl_request_settle(struct request *rq)
         rl_device_out(a, device, NULL);
         changed = true;
     }
-    if (changed || (atomic_load(&a->marks_due) && !atomic_load(&a->broken))) { /* I11 */
+    if (changed || (atomic_load(&a->marks_due) && !atomic_load(&a->broken))) { /* I12 */
         int committed = rl_metadata_commit(a);
         rc = rc ? rc : committed;
     }
@@ -369,6 +397,7 @@ static int remove_locked(rl_array *a, uint32_t device)
         return rl_fail(EBUSY, "rl_array_remove", d->slot, 0, "%s is in use: fail it first", d->member->name);
     rl_event_post(a, RL_EVENT_REMOVED, (int32_t)device, 0, d->member->name);
     atomic_fetch_sub(&d->member->users, 1);
+    doubt_no_more(a, d);
     d->member = NULL;
     d->state = RL_DEVICE_REMOVED;
     return rl_metadata_commit(a);

@@ -155,6 +155,7 @@ static void release(rl_array *a)
     for (unsigned i = 0; i < RL_STRIPE_LOCKS; i++)
         pthread_mutex_destroy(&a->stripe_lock[i]);
     pthread_mutex_destroy(&a->admin);
+    pthread_mutex_destroy(&a->doubt_lock);
     pthread_mutex_destroy(&a->pool_lock);
     pthread_cond_destroy(&a->pool_cond);
     pthread_mutex_destroy(&a->events_lock);
@@ -180,6 +181,7 @@ static void init_locks(rl_array *a)
     pthread_cond_init(&a->events_cond, &monotonic);
     pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&a->admin, NULL);
+    pthread_mutex_init(&a->doubt_lock, NULL);
     pthread_mutex_init(&a->pool_lock, NULL);
     pthread_cond_init(&a->pool_cond, NULL);
     pthread_mutex_init(&a->events_lock, NULL);
@@ -269,8 +271,8 @@ int rl_array_close(rl_array *a)
     pthread_mutex_lock(&a->admin);
     bool busy = a->sync != NULL;
     pthread_mutex_unlock(&a->admin);
-    if (busy)
-        return rl_fail(EBUSY, "rl_array_close", -1, 0, "a job uses the array");
+    if (busy || atomic_load(&a->users))
+        return rl_fail(EBUSY, "rl_array_close", -1, 0, "%s uses the array", busy ? "a job" : "another array, of which it is a member,");
     rl_array_stop(a);
     if (!(a->flags & RL_ARRAY_READ_ONLY)) {
         pthread_rwlock_wrlock(&a->config);

@@ -5,7 +5,8 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->bad_lock, events_lock, pool lock, a lane's, a member's and a recorder's own (leaves)
+ *   4. array->bad_lock, events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
+ * A member may be an array: under 1 to 3 of the outer one come all of the inner one's (member_array.c, A1), never the other way round.
  */
 #ifndef RAIDLIB_INTERNAL_H
 #define RAIDLIB_INTERNAL_H
@@ -71,6 +72,7 @@ struct rl_member {
     uint32_t memory_align; /* buffers begin at multiples of it; 1: anywhere */
     uint32_t flags;        /* RL_MEMBER_* */
     atomic_uint users;     /* arrays that have it open */
+    atomic_uint inside;    /* requests, of a kind that has let_go: the close waits for them */
     bool can_hang;         /* its kind may be silent for ever */
     struct lane *lane;     /* with a deadline: its queue (deadline.c); NULL: the caller's thread does its requests */
     char *name;            /* for messages */
@@ -147,6 +149,8 @@ struct device {
     bool log_usable; /* the device has a log that may be written */
     bool log_stale; /* bad_lock; `logged` is not on the device yet */
     _Atomic uint64_t read_errors, corrected_reads, write_errors;
+    atomic_bool
+        doubted; /* I11: a request found it failed, and it is not out yet. Set under config shared and doubt_lock, cleared under config exclusive */
     bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
@@ -178,7 +182,7 @@ struct rl_array {
     struct rl_superblock sb; /* config: the array-wide fields */
     atomic_uint uneven; /* devices that are good in part only (rebuilding, bad blocks), or more */
     pthread_rwlock_t bad_lock;
-    atomic_bool marks_due; /* I11: a mark is not in its log yet */
+    atomic_bool marks_due; /* I12: a mark is not in its log yet */
     atomic_bool active; /* the superblocks say that writes may be open; set under config exclusive */
     atomic_bool broken; /* a member that the content needs is gone */
     _Atomic uint64_t resync; /* sectors in sync, as in resync_offset; RL_MAX_SECTOR: all */
@@ -187,8 +191,11 @@ struct rl_array {
     atomic_uint open_writes; /* begun and not yet settled */
     _Atomic uint64_t mismatch_count, corrected_reads, reads, writes, read_bytes, written_bytes;
     rl_sync *sync; /* admin: the job, or NULL */
+    atomic_uint users; /* members that are made of this array */
 
     pthread_mutex_t stripe_lock[RL_STRIPE_LOCKS];
+    pthread_mutex_t doubt_lock; /* a leaf: one after the other, so that no two are doubted of which one is needed */
+    atomic_uint doubted; /* devices that are */
     pthread_mutex_t pool_lock;
     pthread_cond_t pool_cond; /* a workspace came back */
     struct workspace *pool; /* pool_lock */
@@ -206,6 +213,7 @@ struct rl_array {
 /* One call of a user, or one window of a job: what it found dead. */
 struct request {
     rl_array *a;
+    uint8_t io_flags; /* RL_IO_*: how it reads */
     struct workspace *w; /* NULL until it is needed */
     unsigned failed_count;
     struct {
@@ -225,10 +233,14 @@ void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
 
+/* io.c: rl_array_pread, and how: RL_IO_* */
+int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags);
+
 /* devices.c */
+/* A device has failed: noted in the request, and from now on doubted, if the content can do without it (I11). config lock held, either way. */
 void rl_request_failed(struct request *rq, uint32_t device, int error);
-/* Forgets what the request found failing but not gone: the content needs it, and is as it was. */
-void rl_request_spare(struct request *rq);
+/* Notes the devices that a change may have done without, so that it is not acknowledged before they are out (I1). config lock shared since the change began. */
+void rl_request_doubted(struct request *rq);
 /* Takes out of the array what the request found dead and records it on the survivors. No config lock may be held. 0, or -EIO where the content needs one of them. */
 int rl_request_settle(struct request *rq);
 /* config lock held, either way. */
@@ -260,7 +272,8 @@ int rl_recovery_finish(rl_array *a, uint64_t total);
 /* badblocks.c. Marks and clears: stripe lock held (or the range is nobody else's); sectors count from data_offset. */
 #define RL_WRITE_ERRORS_MAX \
     64u /* blocks that a member may fail to write in one session; with one more it is out, if the content can do without it */
-struct losses { /* parts of writes that failed */
+struct losses { /* of the writes of one piece: parts that failed, and which failed as a whole (valid if any failed) */
+    bool hard[2 * RL_VECTOR_MAX];
     unsigned count;
     struct {
         unsigned io;
@@ -301,7 +314,7 @@ void rl_note_durable(rl_array *a);
 /* no config lock held; exclusive on return */
 uint64_t rl_lock_flushed(rl_array *a, struct request *rq);
 
-/* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, 0 to be called again once the request is settled, or -errno. */
+/* mirror.c, stripe.c; config lock shared. Do the first piece of the request; return its bytes, or -errno. What failed meanwhile is in rq: to be settled. */
 int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
 int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buffer, uint64_t length, uint64_t offset, bool stable);
 /* The same for zeros. -EOPNOTSUPP: no whole stripe, or no whole block, begins there; they have to be written. */
@@ -312,11 +325,11 @@ void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags);
 /* The slow ways to read one segment that lies in one chunk: from what is left, in rq->w. */
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
-/* Judges the results of a piece's writes: marks single blocks that failed, where `bears` says of each (lost->of[which]) that the content can do without it; notes what
- * else failed; -ENOSPC, or -EIO where nothing was written. */
+/* Judges the results of a piece's writes: notes what members failed, and in `lost` what single blocks did. -ENOSPC; -EIO where nothing was written, or where `bears` says that
+ * the content cannot do without a block (lost->of[which]). 0: rl_bad_settle_writes is to mark them. */
 typedef bool rl_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
                       unsigned which);
-int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context);
+int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context, struct losses *lost);
 /* A piece was written in part and could not be undone: parity or copies do not agree from there on, and a resync has to mend it. */
 void rl_set_resync_back(rl_array *a, uint64_t sector);
 /* Writes `length` good bytes over a sector that could not be read, and reads them back from the device. */

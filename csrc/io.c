@@ -1,11 +1,13 @@
 /* io.c: the I/O calls of the API: ranges are checked, requests are shared out to stripe.c or mirror.c, failures are settled before the answer (I1).
  *
  * A read goes to the devices at once, segment by segment, without a lock but config; what that cannot serve takes the slow way, under the stripe's lock.
- * A write first sees to it that the superblocks say `active` (I3), then goes piece by piece; a piece during which a member died is done once more without it.
+ * A write first sees to it that the superblocks say `active` (I3), then goes piece by piece; a piece during which a member failed goes on without it (I11).
+ * Reads and writes of a sector are linearizable: every read gives what was there at some moment between its begin and its end (tests/c/history.c).
  */
 #include "internal.h"
 
 #define BATCH_MAX 64u
+#define STRETCH_BYTES 1048576u /* that is read from the same copy */
 
 static int check_range(const rl_array *a, const char *call, uint64_t length, uint64_t offset)
 {
@@ -22,9 +24,12 @@ static int choose_device(const rl_array *a, const struct rl_place *places, unsig
                          uint64_t *sector)
 {
     int fallback = -1;
+    /* while a copy is doubted, a write may be under way that has reached only some: wait for it, by the slow way */
+    if (count > 1 && atomic_load(&a->doubted))
+        return -1;
     /* copies that may differ (a crash, no resync yet) are read in the order in which the resync will take them, or a read could change without a write */
     bool agree = (offset / RL_SECTOR) + sectors <= atomic_load(&a->resync);
-    unsigned turn = count > 1 && agree ? (unsigned)((offset >> 20) % count) : 0;
+    unsigned turn = count > 1 && agree ? (unsigned)(offset / STRETCH_BYTES % count) : 0;
     for (unsigned j = 0; j < count; j++) {
         const struct rl_place *p = &places[(turn + j) % count];
         int device = rl_device_for_read(a, p->slot, p->sector, sectors);
@@ -40,6 +45,19 @@ static int choose_device(const rl_array *a, const struct rl_place *places, unsig
     return fallback;
 }
 
+/* How many of the bytes are read from one and the same copy, however much of them is asked for at once. Every sector has its copy: were it read now from one and
+ * now from another, then of a write that is under way an earlier read could give what a later one does not. */
+static uint64_t one_copy_bytes(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t bytes, uint64_t offset)
+{
+    uint64_t sector = offset / RL_SECTOR, within = offset % RL_SECTOR, resync = atomic_load(&a->resync);
+    uint64_t sectors = (within + rl_min(bytes, STRETCH_BYTES - offset % STRETCH_BYTES) + RL_SECTOR - 1) / RL_SECTOR;
+    if (resync > sector)
+        sectors = rl_min(sectors, resync - sector);
+    for (unsigned i = 0; i < count; i++)
+        sectors = rl_uniform_run(a, places[i].sector, sectors);
+    return rl_min(bytes, sectors * RL_SECTOR - within);
+}
+
 /* One segment (within a chunk) of a read: a request to a device, or length 0 if only the slow way can serve it. Returns its bytes. */
 static uint64_t read_segment(const rl_array *a, void *buffer, uint64_t length, uint64_t offset, struct rl_io *io)
 {
@@ -47,6 +65,8 @@ static uint64_t read_segment(const rl_array *a, void *buffer, uint64_t length, u
     uint64_t run = 0, within = offset % RL_SECTOR, sector = 0;
     unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
     uint64_t bytes = rl_min(length, run * RL_SECTOR - within);
+    if (count > 1)
+        bytes = one_copy_bytes(a, places, count, bytes, offset);
     int device = choose_device(a, places, count, (within + bytes + RL_SECTOR - 1) / RL_SECTOR, offset, &sector);
     *io = (struct rl_io){.buffer = buffer};
     if (device >= 0)
@@ -65,6 +85,7 @@ static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_
         at[count + 1] = at[count] + read_segment(a, buffer + at[count], length - at[count], offset + at[count], &ios[count]);
         if (ios[count].length) {
             fast[fast_count] = ios[count];
+            fast[fast_count].flags = rq->io_flags;
             fast[fast_count++].tag = (uint16_t)count;
         }
     }
@@ -90,7 +111,12 @@ static int read_batch(struct request *rq, char *buffer, uint64_t length, uint64_
 
 int rl_array_pread(rl_array *a, void *buffer, uint64_t length, uint64_t offset)
 {
-    struct request rq = {.a = a};
+    return rl_array_read(a, buffer, length, offset, 0);
+}
+
+int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags)
+{
+    struct request rq = {.a = a, .io_flags = (uint8_t)io_flags};
     int rc = check_range(a, "rl_array_pread", length, offset);
     for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
         pthread_rwlock_rdlock(&a->config);
@@ -197,6 +223,7 @@ static int change_all(rl_array *a, struct workspace *w, const struct change *c, 
         pthread_rwlock_rdlock(&a->config);
         if (atomic_load(&a->active)) /* else it went clean in between: once more */
             step = change_piece(&rq, w, c, done, length - done, offset + done);
+        rl_request_doubted(&rq);
         pthread_rwlock_unlock(&a->config);
         int settled = rl_request_settle(&rq); /* I1 */
         rc = step < 0 ? (int)step : settled;

@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- errors ------------------------------------------------------------------------------------------------------- */
@@ -354,10 +355,13 @@ int rl_member_close(rl_member *member)
         return rl_fail(EBUSY, "rl_member_close", -1, 0, "%s is in use by an array", member->name);
     if (member->ops->let_go)
         member->ops->let_go(member);
-    if (member->lane)
+    if (member->lane) {
         rl_lane_close(member->lane); /* D4: freed by the last thread that serves it */
-    else
-        rl_member_free(member);
+        return 0;
+    }
+    while (atomic_load(&member->inside)) /* on their way out */
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+    rl_member_free(member);
     return 0;
 }
 
@@ -474,7 +478,10 @@ static int check_io(const struct rl_io *io)
 void rl_member_do(struct rl_io *io)
 {
     rl_member *m = io->member;
+    bool counted = m->ops->let_go != NULL;
     int rc = 0;
+    if (counted)
+        atomic_fetch_add(&m->inside, 1);
     if (io->op == RL_OP_READ)
         rc = do_read(m, io->buffer, io->length, io->offset, io->flags);
     else if (io->op == RL_OP_WRITE)
@@ -486,6 +493,8 @@ void rl_member_do(struct rl_io *io)
     else
         rc = m->ops->probe(m);
     io->result = rl_member_noted(m, rc);
+    if (counted) /* the last touch: it may be gone now */
+        atomic_fetch_sub(&m->inside, 1);
 }
 
 void rl_io_run(struct rl_io *ios, unsigned count)

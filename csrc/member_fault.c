@@ -24,11 +24,10 @@ struct fault_member {
     uint32_t number;       /* in the recorder */
     uint64_t seed;
     pthread_mutex_t lock;  /* a leaf; of all below */
-    pthread_cond_t wake;   /* a release, the close, the last request at a close */
+    pthread_cond_t wake;   /* a release, the close */
     struct rule *rules;
     unsigned rule_count;
     uint64_t releases;     /* so far: what hangs waits for the next */
-    unsigned inside;       /* requests */
     bool closing;
 };
 
@@ -134,12 +133,11 @@ static void time_after(struct timespec *until, uint64_t ms)
     until->tv_nsec = (long)(ns % 1000000000u);
 }
 
-/* The fate of a request that has just come, and its waiting. 0, or -EIO where the member is closed under it; leave() must follow. */
+/* The fate of a request that has just come, and its waiting. 0, or -EIO where the member is closed under it. */
 static int enter(struct fault_member *m, uint32_t op, uint64_t length, uint64_t offset, struct fate *fate)
 {
     *fate = (struct fate){.rule = -1};
     pthread_mutex_lock(&m->lock);
-    m->inside++;
     for (unsigned i = 0; i < m->rule_count; i++)
         ask(m, i, op, length, offset, fate);
     uint64_t seen = m->releases;
@@ -153,16 +151,6 @@ static int enter(struct fault_member *m, uint32_t op, uint64_t length, uint64_t 
     bool closing = m->closing;
     pthread_mutex_unlock(&m->lock);
     return closing ? rl_fail(EIO, m->base.name, -1, offset, "%s was closed while a request waited in it", m->base.name) : 0;
-}
-
-static int leave(struct fault_member *m, int rc)
-{
-    pthread_mutex_lock(&m->lock);
-    m->inside--;
-    if (m->closing)
-        pthread_cond_broadcast(&m->wake);
-    pthread_mutex_unlock(&m->lock);
-    return rc;
 }
 
 /* What the caller is told of a request whose fate was a fault. */
@@ -227,7 +215,7 @@ static int fault_pread(rl_member *member, void *buffer, uint64_t length, uint64_
     struct fault_member *m = (struct fault_member *)member;
     struct fate fate;
     int rc = enter(m, RL_FAULT_ON_READ, length, offset, &fate);
-    return leave(m, rc ? rc : read_by_fate(m, &fate, buffer, length, offset, flags));
+    return rc ? rc : read_by_fate(m, &fate, buffer, length, offset, flags);
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */
@@ -279,7 +267,7 @@ static int fault_pwrite(rl_member *member, const void *buffer, uint64_t length, 
     struct fault_member *m = (struct fault_member *)member;
     struct fate fate;
     int rc = enter(m, RL_FAULT_ON_WRITE, length, offset, &fate);
-    return leave(m, rc ? rc : write_by_fate(m, &fate, buffer, length, offset));
+    return rc ? rc : write_by_fate(m, &fate, buffer, length, offset);
 }
 
 static int fault_flush(rl_member *member)
@@ -289,13 +277,13 @@ static int fault_flush(rl_member *member)
     uint64_t index = RL_RECORD_NONE;
     int rc = enter(m, RL_FAULT_ON_FLUSH, 0, 0, &fate);
     if (rc || fate.kind)
-        return leave(m, rc ? rc : told(m, &fate, 0));
+        return rc ? rc : told(m, &fate, 0);
     if (m->recorder)
         (void)rl_recorder_begin(m->recorder, m->number, RL_RECORD_FLUSH, NULL, 0, 0, &index);
     rc = rl_member_flush(m->inner);
     if (m->recorder)
         rl_recorder_end(m->recorder, index, rc);
-    return leave(m, rc);
+    return rc;
 }
 
 static int fault_probe(rl_member *member)
@@ -304,7 +292,7 @@ static int fault_probe(rl_member *member)
     struct fate fate;
     int rc = enter(m, RL_FAULT_ON_PROBE, 0, 0, &fate);
     rc = rc || fate.kind ? rc : rl_member_probe(m->inner);
-    return leave(m, rc || !fate.kind ? rc : told(m, &fate, 0));
+    return rc || !fate.kind ? rc : told(m, &fate, 0);
 }
 
 /* ---- life --------------------------------------------------------------------------------------------------------- */
@@ -321,10 +309,6 @@ static void fault_let_go(rl_member *member)
 static void fault_close(rl_member *member)
 {
     struct fault_member *m = (struct fault_member *)member;
-    pthread_mutex_lock(&m->lock);
-    while (m->inside)
-        pthread_cond_wait(&m->wake, &m->lock);
-    pthread_mutex_unlock(&m->lock);
     if (m->recorder)
         rl_recorder_attach(m->recorder, -1);
     atomic_fetch_sub(&m->inner->users, 1);

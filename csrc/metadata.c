@@ -89,7 +89,7 @@ static int write_superblock(const rl_array *a, struct device *d)
 {
     _Alignas(RL_BUFFER_ALIGN) uint8_t block[RL_SB_BYTES];
     struct rl_superblock sb;
-    int rc = rl_bad_write_log(d); /* I11: before the superblock, which may pass what it names */
+    int rc = rl_bad_write_log(d); /* I12: before the superblock, which may pass what it names */
     if (rc)
         return rc;
     rl_metadata_stamp(a, d, &sb);
@@ -220,19 +220,27 @@ int rl_metadata_set_clean(rl_array *a)
 {
     struct request rq = {.a = a};
     bool redundant = a->g.parity || a->g.copies > 1;
+    int rc = 0;
     uint64_t failures = rl_flush_devices(a, &rq);
     if (failures == 0)
         rl_note_durable(a);
     if (failures == 0 && !rl_bad_stale(a) && (!redundant || !atomic_load(&a->active)))
         return 0;
     for (unsigned i = 0; i < rq.failed_count; i++) {
-        if (!rl_enough_without(a, (int32_t)rq.failed[i].device)) {
-            if (rq.failed[i].error == -ENODEV)
-                rl_device_lost(a, rq.failed[i].device);
-            return rl_fail(EIO, "rl_array_flush", a->devices[rq.failed[i].device]->slot, 0,
-                           "%s cannot be flushed, and the content needs it", a->devices[rq.failed[i].device]->member->name);
+        uint32_t device = rq.failed[i].device;
+        if (rl_enough_without(a, (int32_t)device)) {
+            rl_device_out(a, device, NULL);
+            continue;
         }
-        rl_device_out(a, rq.failed[i].device, NULL);
+        if (rq.failed[i].error == -ENODEV)
+            rl_device_lost(a, device);
+        rc = rl_fail(EIO, "rl_array_flush", a->devices[device]->slot, 0, "%s cannot be flushed, and the content needs it",
+                     a->devices[device]->member->name);
+    }
+    if (rc) {
+        if (failures > 1)
+            (void)rl_metadata_commit(a); /* those that are out; what is told is the first trouble */
+        return rc;
     }
     if (atomic_load(&a->broken))
         return rl_fail(EIO, "rl_array_close", -1, 0, "the array has failed: it stays marked active");

@@ -28,6 +28,7 @@ static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64
         if (device < 0 || !rl_device_usable(a, (uint32_t)device, p->sector, length / RL_SECTOR))
             continue;
         struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, p->sector * RL_SECTOR, length);
+        io.flags = rq->io_flags;
         rl_io_run(&io, 1);
         found = io.result == 0;
         if (io.result == -ENODEV)
@@ -55,6 +56,7 @@ int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t 
         if (device < 0)
             continue;
         struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        io.flags = rq->io_flags;
         rl_io_run(&io, 1);
         if (io.result == 0)
             return 0;
@@ -154,9 +156,9 @@ static bool copies_bear(const rl_array *a, const void *context, const struct rl_
 {
     uint64_t at = lost->of[which].at, end = at + lost->of[which].length;
     unsigned good = 0;
-    (void)a, (void)context, (void)ios;
+    (void)a, (void)context, (void)ios; /* no copy but those that are written now counts */
     for (unsigned i = 0; i < count; i++) {
-        bool there = true;
+        bool there = !lost->hard[i];
         for (unsigned l = 0; l < lost->count; l++)
             there &= lost->of[l].io != i || lost->of[l].at >= end || lost->of[l].at + lost->of[l].length <= at;
         good += there;
@@ -166,12 +168,11 @@ static bool copies_bear(const rl_array *a, const void *context, const struct rl_
 
 static int judge_copies(struct request *rq, struct workspace *w, const struct rl_place *places, unsigned count, uint64_t offset)
 {
-    int rc = rl_judge_writes(rq, w->io, count, copies_bear, NULL);
-    bool differ = rl_is_space_error(rc) && make_copies_agree(rq, w, count);
-    if (rc == -EIO) { /* no member took it: then it is not theirs to be failed for */
-        rl_request_spare(rq);
-        differ = true;
-    }
+    struct losses lost;
+    int rc = rl_judge_writes(rq, w->io, count, copies_bear, NULL, &lost);
+    bool differ = rc == -EIO || (rl_is_space_error(rc) && make_copies_agree(rq, w, count));
+    if (rc == 0)
+        rl_bad_settle_writes(rq, w->io, count, &lost);
     if (differ)
         rl_set_resync_back(rq->a, rq->a->g.level == 10 ? offset / RL_SECTOR : places[0].sector);
     return rc;
@@ -195,16 +196,10 @@ int64_t rl_mirror_write(struct request *rq, struct workspace *w, const void *buf
     length = rl_min(length, high - offset);
     int rc = 0;
     const void *data = stage_data(rq, w, buffer, length, offset, low, high, stable, &rc);
-    if (data && rq->failed_count == 0) {
+    if (data) { /* what failed while the edges were read is not written */
         unsigned n = add_writes(a, w->io, places, count, data, high - low);
         rl_io_run(w->io, n);
         rc = judge_copies(rq, w, places, n, low);
-        /* I1: settle, then the whole piece once more: who waits for the region may still read the member that failed, and write what it
-         * has over ours */
-        if (rc == 0 && rq->failed_count)
-            length = 0;
-    } else if (data) {
-        length = 0; /* a member died while the edges were read, and nothing was written: once more, without it */
     }
     pthread_mutex_unlock(rl_stripe_lock(a, region));
     return rc ? rc : (int64_t)length;
@@ -228,5 +223,5 @@ int64_t rl_mirror_zero(struct request *rq, struct workspace *w, uint64_t length,
     rl_zero_run(w->io, n, flags);
     int rc = judge_copies(rq, w, places, n, offset);
     pthread_mutex_unlock(rl_stripe_lock(a, region));
-    return rc ? rc : rq->failed_count ? 0 : (int64_t)length;
+    return rc ? rc : (int64_t)length;
 }

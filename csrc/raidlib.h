@@ -258,6 +258,10 @@ struct rl_member_callbacks {
 int rl_member_open_callbacks(const struct rl_member_callbacks *callbacks, void *context, uint64_t size_bytes, uint32_t block_bytes,
                              const char *name, rl_member **out);
 
+typedef struct rl_array rl_array;
+/* An open array as a member: its content. The array is borrowed and cannot be closed before the member (member_array.c has the rules). Read-only if the array is. */
+int rl_member_open_array(rl_array *inner, const char *name, rl_member **out);
+
 /* 1 if requests to it may be silent for ever: callbacks, block devices, files on a network or FUSE file system. (The kernel ends requests to its own disks.) */
 int rl_member_can_hang(const rl_member *member);
 /* Gives the member a deadline, before its first request: its requests are then done by threads that the owner lends (rl_member_serve, exactly `threads` times), in
@@ -367,8 +371,6 @@ int rl_fault_count(rl_member *member, int rule, struct rl_fault_counts *out);
 
 /* ---- Arrays (engine.c, stripe.c, metadata.c) ---------------------------------------------------------------------- */
 
-typedef struct rl_array rl_array;
-
 /* What a device is in an array. */
 #define RL_DEVICE_IN_SYNC 1
 #define RL_DEVICE_REBUILDING 2 /* in its slot, good below recovered_sectors */
@@ -409,7 +411,7 @@ struct rl_array_config {
  * serve right: -EINVAL (slots used twice, a member smaller than its superblock says), -ENODEV where the content cannot be read. */
 int rl_array_open(const struct rl_array_config *config, rl_array **out);
 
-/* Marks it clean (rw), lets the members go. -EBUSY while a sync handle or a call lives. Whatever it returns but -EBUSY, the handle is gone; < 0 says that
+/* Marks it clean (rw), lets the members go. -EBUSY while a sync handle, a call or a member made of it lives. Whatever it returns but -EBUSY, the handle is gone; < 0 says that
  * the clean mark or the last flush failed. NULL is a no-op. */
 int rl_array_close(rl_array *array);
 

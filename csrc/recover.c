@@ -206,7 +206,7 @@ int rl_recovery_finish(rl_array *a, uint64_t total)
     int rc = 0;
     for (uint32_t i = 0; failures == 0 && rc == 0 && i < a->device_count; i++) {
         struct device *d = a->devices[i];
-        if (!is_target(d) || atomic_load(&d->recovered) < total)
+        if (!is_target(d) || atomic_load(&d->doubted) || atomic_load(&d->recovered) < total)
             continue;
         if (d->state == RL_DEVICE_REPLACEMENT) {
             rc = rl_device_take_over(a, i);

@@ -3,13 +3,13 @@
  * A write is cut into rectangles: some whole data chunks of one stripe, or a part of one; at most RL_SLICE_BYTES high. Each is done under the stripe's lock:
  *
  *   look ──► read what is needed (rl_stripe_fetch) ──► compute all new parity in memory ──► write data and parity at once ──► judge
- *              │ a member died: nothing was written yet; settle, once more without it          │ a member died: the others hold all that is needed to
+ *              │ a member died: nothing was written yet; at once again, without it (I11)       │ a member died: the others hold all that is needed to
  *              ▼                                                                               ▼ compute its block; settle, then acknowledge (I1)
  *
  *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
  *   I8  The blocks of an unusable member above its `recovered` point are never written: the rebuild will, under the same lock.
  *   I10 In a degraded stripe, a write that fails in part and cannot be completed by failing a member is undone: else the blocks that can only be computed would change.
- *   I13 Where a stripe lacks more blocks than its parity makes up for, what is written is written, and the parity marked as bad: none is left that does not fit.
+ *   I14 Where a stripe lacks more blocks than its parity makes up for, what is written is written, and the parity marked as bad: none is left that does not fit.
  *   I9  Where parity is not known to be in sync (above `resync`), it is recomputed from the data, never updated.
  */
 #include "internal.h"
@@ -75,56 +75,51 @@ void rl_set_resync_back(rl_array *a, uint64_t sector)
         ;
 }
 
-/* Single blocks that cannot be written are no reason to lose the member, where the content can do without them. */
-static void judge_losses(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context)
+/* Finds out which blocks of failed writes it is that cannot be written; members for which that is no answer are failed. */
+static void judge_failures(struct request *rq, struct rl_io *ios, unsigned count, struct losses *lost)
 {
-    struct losses lost = {.count = 0};
-    bool borne = true, hard = false;
+    memset(lost->hard, 0, sizeof lost->hard);
     for (unsigned i = 0; i < count; i++) {
-        unsigned before = lost.count;
+        unsigned before = lost->count;
         if (ios[i].result == 0)
             continue;
-        if (!rl_bad_narrow(rq, ios, i, &lost)) {
+        lost->hard[i] = !rl_bad_narrow(rq, ios, i, lost);
+        if (lost->hard[i]) {
+            lost->count = before;
             rl_request_failed(rq, ios[i].device, ios[i].result);
-            hard = true;
-        } else if (lost.count == before) {
+        } else if (lost->count == before) {
             ios[i].result = 0; /* it was not a block that failed */
         }
     }
-    if (hard) /* the write is done once more without that member, or not at all */
-        return;
-    for (unsigned l = 0; l < lost.count; l++)
-        borne = borne && bears(rq->a, context, ios, count, &lost, l);
-    for (unsigned l = 0; l < lost.count; l++) {
-        struct rl_io *io = &ios[lost.of[l].io];
-        if (!borne)
-            rl_request_failed(rq, io->device, io->result);
-    }
-    for (unsigned l = 0; borne && l < lost.count; l++)
-        ios[lost.of[l].io].result = 0;
-    if (borne)
-        rl_bad_settle_writes(rq, ios, count, &lost);
 }
 
-int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context)
+int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context, struct losses *lost)
 {
     unsigned written = 0, no_space = 0;
-    for (unsigned i = 0; i < count; i++)
-        no_space += rl_is_space_error(ios[i].result);
-    if (no_space == 0)
-        judge_losses(rq, ios, count, bears, context);
+    lost->count = 0;
     for (unsigned i = 0; i < count; i++) {
         written += ios[i].result == 0;
-        if (no_space && ios[i].result && !rl_is_space_error(ios[i].result))
+        no_space += rl_is_space_error(ios[i].result);
+    }
+    for (unsigned i = 0; no_space && i < count; i++) {
+        if (ios[i].result && !rl_is_space_error(ios[i].result))
             rl_request_failed(rq, ios[i].device, ios[i].result);
     }
     if (no_space) {
         rl_event_post(rq->a, RL_EVENT_NO_SPACE, -1, 0, "a member's file system is full");
         return rl_fail(ENOSPC, "rl_array_pwrite", -1, 0, "no space is left under a member; no member was failed for it");
     }
-    if (written == 0)
-        return rl_fail(EIO, "rl_array_pwrite", -1, 0, "no member took the write");
-    return 0;
+    if (written < count) {
+        judge_failures(rq, ios, count, lost);
+        for (unsigned l = 0; l < lost->count; l++) {
+            if (!bears(rq->a, context, ios, count, lost, l))
+                return rl_fail(EIO, "rl_array_pwrite", -1, 0, "a block cannot be written, and nothing is left to make up for it");
+        }
+        written = 0;
+        for (unsigned i = 0; i < count; i++)
+            written += !lost->hard[i];
+    }
+    return written ? 0 : rl_fail(EIO, "rl_array_pwrite", -1, 0, "no member took the write");
 }
 
 /* ---- fetch: blocks of a stripe, from the members or by the code --------------------------------------------------- */
@@ -190,7 +185,11 @@ static int fetch_read(struct request *rq, struct fetch *f)
         char *block = rl_workspace_block(f->w, &f->w->block[i]);
         if (!block)
             return rl_fail(ENOMEM, "rl_array", -1, 0, "no memory");
-        RL_ASSERT(device >= 0);
+        if (device < 0) { /* somebody has just found it failed (I11) */
+            f->gone[i] = 1;
+            failures++;
+            continue;
+        }
         f->w->io[count] = rl_device_io(a, (uint32_t)device, RL_OP_READ, block + f->at, sector * RL_SECTOR, f->length);
         f->w->io[count].flags = f->io_flags;
         f->w->io[count++].tag = (uint16_t)i;
@@ -291,7 +290,7 @@ int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
     for (uint64_t done = 0, step = 0; rc == 0 && done < length; done += step) {
         uint64_t low = rl_round_down(start + done, a->block_bytes);
         uint64_t high = rl_min(rl_round_up(start + length, a->block_bytes), low + RL_SLICE_BYTES);
-        rc = rl_stripe_fetch(rq, &st, w, low, high - low, 0, want, 0);
+        rc = rl_stripe_fetch(rq, &st, w, low, high - low, 0, want, rq->io_flags);
         step = rl_min(high - (start + done), length - done);
         if (rc == 0)
             memcpy((char *)buffer + done, (char *)w->block[index] + (start + done - low), step);
@@ -491,7 +490,11 @@ static int rect_undo(struct request *rq, const struct rect *r, struct workspace 
             io.buffer = before + at;
             io.op = RL_OP_WRITE;
             rl_io_run(&io, 1);
-            if (io.result)
+            uint64_t sector = io.offset / RL_SECTOR - rq->a->devices[io.device]->sb.data_offset;
+            if (rl_is_medium_error(io.result) && rl_bad_mark(rq->a, io.device, sector, step / RL_SECTOR))
+                rl_event_post(rq->a, RL_EVENT_BAD_BLOCK, (int32_t)io.device, sector * RL_SECTOR,
+                              "a block that the content needs can neither be written nor put back: it is marked as bad");
+            else if (io.result)
                 return io.result;
         }
     }
@@ -528,56 +531,51 @@ static int rect_restripe(struct request *rq, struct workspace *w, const struct r
     return rc;
 }
 
-/* Can the stripe do without what is lost? */
-static bool rect_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
-                       unsigned which)
+/* After writes of which some failed: is every data block of the stripe still there, or can it be computed? Bytes [at, end) of the rectangle. */
+static bool rect_is_whole(const rl_array *a, const struct rect *r, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                          uint64_t at, uint64_t end)
 {
-    const struct rect *r = context;
-    uint64_t at = lost->of[which].at, end = at + lost->of[which].length;
     uint64_t sector = stripe_sector(a, &r->st, r->from + at), sectors = (end - at) / RL_SECTOR;
-    uint8_t gone[RL_VECTOR_MAX] = {0};
+    uint8_t good[RL_VECTOR_MAX] = {0};
     unsigned data = 0, parities = 0;
-    (void)count;
-    for (unsigned l = 0; l < lost->count; l++) {
-        if (lost->of[l].at < end && lost->of[l].at + lost->of[l].length > at)
-            gone[ios[lost->of[l].io].tag] = 1;
+    for (unsigned j = 0; j < count; j++) {
+        bool there = ios[j].result == 0 || !lost->hard[j];
+        for (unsigned l = 0; l < lost->count; l++)
+            there &= lost->of[l].io != j || lost->of[l].at >= end || lost->of[l].at + lost->of[l].length <= at;
+        good[ios[j].tag] |= there;
     }
     for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
         int slot = r->st.slot_of[i];
-        bool there = slot >= 0 && !gone[i] && (r->put[i] || rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0);
+        bool there = good[i] || (slot >= 0 && !r->put[i] && rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0);
         data += i < r->st.nd && slot >= 0 && !there;
         parities += i >= r->st.nd && there;
     }
     return data <= parities;
 }
 
-/* Does the stripe need a device that the request found dead? */
-static bool rect_needs_failed(const struct request *rq, const struct rect *r)
+static bool rect_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                       unsigned which)
 {
-    const rl_array *a = rq->a;
-    unsigned data = 0, parities = 0;
-    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
-        int slot = r->st.slot_of[i];
-        bool there = r->live[i] || r->put[i];
-        for (unsigned j = 0; j < rq->failed_count; j++)
-            there &= slot < 0 || a->slot_device[slot] != (int32_t)rq->failed[j].device;
-        data += i < r->st.nd && slot >= 0 && !there;
-        parities += i >= r->st.nd && there;
-    }
-    return data > parities;
+    return rect_is_whole(a, context, ios, count, lost, lost->of[which].at, lost->of[which].at + lost->of[which].length);
 }
 
 /* A write failed in part. Members that the content can do without are simply out, and the others agree (I7). Else the stripe must be made whole: by the old blocks,
- * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. A member that only this stripe needs, because
- * others have bad blocks in it, stays, as long as it is not gone. */
-static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count, int rc)
+ * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. */
+static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count,
+                     const struct losses *lost, int rc)
 {
     rl_array *a = rq->a;
-    bool here = rq->failed_count && rect_needs_failed(rq, r), needed = here;
+    bool needed = false, hard = false;
     for (unsigned j = 0; j < rq->failed_count; j++)
         needed |= !rl_enough_without(a, (int32_t)rq->failed[j].device);
-    if (rc == 0 && !needed)
+    for (unsigned j = 0; j < count; j++)
+        hard |= rc == 0 && w->io[j].result && lost->hard[j];
+    /* the content as a whole may do without a member that this stripe needs, because others have bad blocks in it */
+    bool whole = !hard || rect_is_whole(a, r, w->io, count, lost, 0, r->to - r->from);
+    if (rc == 0 && !needed && whole) {
+        rl_bad_settle_writes(rq, w->io, count, lost);
         return 0;
+    }
     int mended = old ? rect_undo(rq, r, old, w->io, count) : rect_restripe(rq, w, r);
     if (mended) {
         rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
@@ -585,11 +583,10 @@ static int rect_mend(struct request *rq, struct workspace *w, struct workspace *
             rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
                           "a degraded stripe could be neither written nor put back: the array has failed");
     }
-    if (rc == 0 && here && !mended) {
+    if (rc == 0 && !whole)
         rc = rl_fail(EIO, "rl_array_pwrite", -1, stripe_sector(a, &r->st, r->from) * RL_SECTOR,
-                     "stripe %llu: a block cannot be written, and nothing is left to make up for it", (unsigned long long)r->st.number);
-        rl_request_spare(rq);
-    }
+                     "stripe %llu: a member failed, and bad blocks of others leave nothing to make up for it",
+                     (unsigned long long)r->st.number);
     return rc;
 }
 
@@ -634,11 +631,13 @@ static int rect_without_parity(struct request *rq, struct workspace *w, struct r
     return 0;
 }
 
+/* 1: a member failed before anything was written (I7): once more, without it. */
 static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
 {
     rl_array *a = rq->a;
     uint8_t want[RL_VECTOR_MAX] = {0};
     struct workspace *old = NULL;
+    unsigned doubted = atomic_load(&a->doubted);
     int rc = rect_look(a, r);
     if (rc == 0 && rect_fragile(r)) {
         old = rl_workspace_second(a);
@@ -653,13 +652,16 @@ static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
     }
     if (rc == 0)
         rc = rect_compute(rq, w, r);
-    if (rc == -EIO && rq->failed_count == 0 && r->to - r->from <= a->block_bytes)
+    if (r->to - r->from <= a->block_bytes && rl_is_unreadable(rq, rc))
         rc = rect_without_parity(rq, w, r);
-    if (rc == 0 && rq->failed_count == 0) { /* I7: nothing was written yet */
+    if (rc == 0 && atomic_load(&a->doubted) != doubted) {
+        rc = 1;
+    } else if (rc == 0) {
+        struct losses lost;
         unsigned n = rect_writes(a, w, r);
         rl_io_run(w->io, n);
-        rc = rl_judge_writes(rq, w->io, n, rect_bears, r);
-        rc = rect_mend(rq, w, old, r, n, rc);
+        rc = rl_judge_writes(rq, w->io, n, rect_bears, r, &lost);
+        rc = rect_mend(rq, w, old, r, n, &lost, rc);
     }
     if (old)
         rl_workspace_put(a, old);
@@ -692,17 +694,14 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
         r.high = rl_min(end, r.from + sectors * RL_SECTOR);
         r.to = rl_round_up(r.high, a->block_bytes);
         r.edges = r.from != r.low || r.to != r.high;
-        rc = rect_write(rq, w, &r);
-        if (rc == -EIO && rq->failed_count == 0 && r.to - r.from > a->block_bytes && !atomic_load(&a->broken)) {
+        do
+            rc = rect_write(rq, w, &r);
+        while (rc > 0);
+        if (r.to - r.from > a->block_bytes && rl_is_unreadable(rq, rc)) {
             careful = r.to;
             r.high = r.low;
             rc = 0;
-            continue;
         }
-        if (rc == 0 && rq->failed_count)
-            total = 0; /* settle, then the whole piece once more: writing the same again is harmless */
-        if (total == 0)
-            break;
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
     return rc ? rc : (int64_t)total;
@@ -717,8 +716,9 @@ static int rect_zero(struct request *rq, struct workspace *w, struct rect *r, ui
     memset(r->final, 0, sizeof r->final);
     unsigned n = rect_writes(rq->a, w, r);
     rl_zero_run(w->io, n, flags);
-    rc = rl_judge_writes(rq, w->io, n, rect_bears, r);
-    return rect_mend(rq, w, NULL, r, n, rc);
+    struct losses lost;
+    rc = rl_judge_writes(rq, w->io, n, rect_bears, r, &lost);
+    return rect_mend(rq, w, NULL, r, n, &lost, rc);
 }
 
 int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags)
@@ -731,11 +731,11 @@ int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length,
     int rc = 0;
     rl_stripe_look(a, offset / stripe_bytes, &r.st);
     pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
-    while (rc == 0 && rq->failed_count == 0 && r.to < chunk_bytes) {
+    while (rc == 0 && r.to < chunk_bytes) {
         r.from = r.low = r.to;
         r.to = r.high = r.from + rl_uniform_run(a, stripe_sector(a, &r.st, r.from), (chunk_bytes - r.from) / RL_SECTOR) * RL_SECTOR;
         rc = rect_zero(rq, w, &r, flags);
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
-    return rc ? rc : rq->failed_count ? 0 : (int64_t)stripe_bytes;
+    return rc ? rc : (int64_t)stripe_bytes;
 }

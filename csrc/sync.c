@@ -541,9 +541,13 @@ static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_
     pthread_rwlock_rdlock(&a->config);
     int rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, atomic_load(&s->total), step)
                                         : compare_slice(s, &rq, w, position, step);
+    if (rc == -EIO) /* what nobody had may be with a member that somebody else has just found failed */
+        rl_request_doubted(&rq);
     pthread_rwlock_unlock(&a->config);
     bool failed = rq.failed_count > 0;
     int settled = rl_request_settle(&rq);
+    if (rc == -EIO && failed && settled == 0 && !atomic_load(&a->broken) && !(a->flags & RL_ARRAY_READ_ONLY))
+        rc = 0;
     if (rc == 0 && failed && settled == 0 && !(a->flags & RL_ARRAY_READ_ONLY))
         *step = 0; /* with what is left, once more */
     return rc ? rc : settled;

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .model import Level, MemberState, MemberStatus, State
+from .model import Level, MemberState, MemberStatus, State, Status
+
+_THERE = (MemberState.IN_SYNC, MemberState.REBUILDING, MemberState.REPLACEMENT)
 
 
 def advise(level: Level, state: State, missing: int, may_lose: int, resyncing: bool, members: Sequence[MemberStatus]) -> str:
@@ -38,3 +40,36 @@ def advise(level: Level, state: State, missing: int, may_lose: int, resyncing: b
         return f"{there}. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
     spare = f"{may_lose} member{'s' if may_lose > 1 else ''} may be lost without losing data"
     return f"{there}. {spare}.{gone}{hole}"
+
+
+def files_may_lose(state: State, may_lose: int, members: Sequence[MemberStatus]) -> int | None:
+    """Of an array with arrays as members: how many files and devices may be lost, whichever they are. None without such members."""
+    if all(m.array is None for m in members):
+        return None
+    return 0 if state is State.FAILED else _enough_to_fail(may_lose, members) - 1
+
+
+def _enough_to_fail(may_lose: int, members: Sequence[MemberStatus]) -> int:
+    """The fewest files and devices whose loss can fail an array: as many members as it does not bear, and those that fall first."""
+    costs = [1 if m.array is None else _cost(m.array) for m in members if m.state is MemberState.IN_SYNC]
+    return sum(sorted(costs)[: may_lose + 1])
+
+
+def _cost(inner: Status) -> int:
+    return 0 if inner.state is State.FAILED else _enough_to_fail(inner.may_lose, inner.members)
+
+
+def advise_tree(own: str, files: int | None, members: Sequence[MemberStatus]) -> str:
+    """The words for an array, and with arrays as members those for the whole: what the levels below bear, and which are not whole."""
+    if files is None:
+        return own
+    bears = f"Of the files and devices below, any {files} may be lost" if files else "The loss of one file or device may be too much"
+    words = [own, f"{bears}."]
+    words += [f"In {m.path}: {m.array.advice}" for m in members if m.array is not None and m.state in _THERE and _is_hurt(m.array)]
+    return " ".join(words)
+
+
+def _is_hurt(status: Status) -> bool:
+    """Whether it, or an array in it, is not whole."""
+    hurt = bool(status.degraded) or status.state is State.FAILED or status.resync_offset is not None
+    return hurt or any(m.array is not None and _is_hurt(m.array) for m in status.members)

@@ -7,13 +7,13 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import creation, runtime
-from .advice import advise
-from .assembly import Candidate, Plan
-from .engine import buffer_of, check, ffi, last_error, lib
+from .advice import advise, advise_tree, files_may_lose
+from .assembly import DEVICE_STATES, Plan
+from .engine import MemberHandle, buffer_of, check, ffi, last_error, lib
 from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
 from .holders import OwnLock
 from .jobs import Job
@@ -40,15 +40,6 @@ from .model import (
 )
 from .rawfile import RawArray
 
-_DEVICE_STATES = {
-    lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
-    lib.RL_DEVICE_REBUILDING: MemberState.REBUILDING,
-    lib.RL_DEVICE_REPLACEMENT: MemberState.REPLACEMENT,
-    lib.RL_DEVICE_SPARE: MemberState.SPARE,
-    lib.RL_DEVICE_FAULTY: MemberState.FAULTY,
-    lib.RL_DEVICE_REMOVED: MemberState.REMOVED,
-}
-_TO_ENGINE = {state: number for number, state in _DEVICE_STATES.items()}
 _EVENTS = {
     lib.RL_EVENT_FAIL: "fail",
     lib.RL_EVENT_SPARE_ACTIVE: "spare_active",
@@ -63,6 +54,9 @@ _EVENTS = {
 }
 
 
+NOT_YET = "not known yet"
+
+
 class Array:
     """An open array. Safe to use from many threads; close it, or leave the `with` block. Offsets and lengths are bytes."""
 
@@ -71,58 +65,34 @@ class Array:
         self.read_only, self.deadline = read_only, deadline
         self.notes: list[str] = []
         self._sb, self._geometry = sb, judged.geometry
-        self._used = sorted((c for c in judged.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
+        self._used = judged.used()
         self._left_out = [c for c in judged.candidates if not c.used]
         self._left_out_places = [(c.member.path, c.member.real_path) for c in self._left_out]
         self._set_aside = judged.set_aside
         self._members: list[Member | None] = [c.member for c in self._used]
         self._gate = threading.Condition()
-        self._calls, self._closed = 0, False
+        self._calls, self._closed, self._started = 0, False, time.time()
         self._admin = OwnLock("the array")
         self._job: Job | None = None
+        self._speed = (1 << 20, 0)
         self._service: threading.Thread | None = None
+        self._open_member: Callable[..., Member] = Member.open  # add(): a member by its name
+        self._outer = ""  # the array that this one is a member of: its UUID, or NOT_YET
         self.claim = held
         self._own_claim = None if read_only or held else runtime.claim(self.uuid)
         try:
-            self._handle = self._open_engine(judged)
+            self._handle = judged.open(read_only)
         except BaseException:
             if self._own_claim is not None:
                 self._own_claim.release()
             raise
         if self._own_claim is not None:
             self.claim = self._own_claim
-            self._own_claim.publish(runtime.Info(pid=os.getpid(), uuid=self.uuid, name=self.name, started=time.time(), **self.places()))
+            self._publish()
+        for _path, array in self.arrays:
+            array._join(self.uuid)
         for candidate in self._left_out:
             candidate.member.close()
-
-    def _open_engine(self, judged: Plan) -> Any:
-        config, out = ffi.new("struct rl_array_config *"), ffi.new("rl_array **")
-        devices = ffi.new("struct rl_device_config[]", len(self._used))
-        keep: list[Any] = []
-        config.size_of = ffi.sizeof("struct rl_array_config")
-        config.flags = lib.RL_ARRAY_READ_ONLY if self.read_only else 0
-        config.geometry, config.superblock = judged.geometry[0], self._sb[0]
-        if judged.needs_force:
-            config.flags |= lib.RL_ARRAY_FORCED
-        config.device_count, config.devices = len(self._used), devices
-        for device, candidate in zip(devices, self._used, strict=True):
-            self._fill(device, candidate, keep)
-        check(lib.rl_array_open(config, out))
-        return out[0]
-
-    @staticmethod
-    def _fill(device: Any, candidate: Candidate, keep: list[Any]) -> None:
-        device.member = candidate.member.handle.pointer
-        device.state = _TO_ENGINE[candidate.state]
-        device.slot = -1 if candidate.slot is None or candidate.state is MemberState.SPARE else candidate.slot
-        device.superblock = candidate.sb
-        if candidate.state in (MemberState.REBUILDING, MemberState.REPLACEMENT):
-            # the engine rebuilds whole chunks: what is good of the last one is done once more
-            device.recovered_sectors = candidate.recovered // max(candidate.sb.chunk_sectors, 8) * max(candidate.sb.chunk_sectors, 8)
-        if candidate.bad_blocks:
-            pairs = ffi.new("uint64_t[]", [number for pair in candidate.bad_blocks for number in pair])
-            keep.append(pairs)
-            device.bad_blocks, device.bad_block_count = pairs, len(candidate.bad_blocks)
 
     def _start(self) -> None:  # the service thread, and the job that the array was left with
         if self.read_only:
@@ -238,6 +208,7 @@ class Array:
     def pwrite(self, buffer: Any, offset: int) -> int:
         """Writes a bytes-like object at `offset`; its length. Returns when all members in use have it (flush makes it durable)."""
         view = buffer_of(buffer)
+        self._refuse_if_member()
         if offset < 0:
             raise UsageError(f"offset {offset} is negative")
         with self._use() as handle:
@@ -260,6 +231,7 @@ class Array:
     def _zero(self, offset: int, length: int, flags: int) -> None:
         if offset < 0 or length < 0:
             raise UsageError(f"{length} bytes at {offset} are no range")
+        self._refuse_if_member()
         with self._use() as handle:
             check(lib.rl_array_zero(handle, length, offset, flags))
 
@@ -269,8 +241,78 @@ class Array:
 
     def block_ops(self) -> tuple[int, int]:
         """Addresses of the engine's handle and of its table of block operations, for a door in C; good until close()."""
+        self._refuse_if_member()
         with self._use() as handle:
             return int(ffi.cast("uintptr_t", handle)), int(ffi.cast("uintptr_t", lib.rl_array_block_ops()))
+
+    # -- as a member of another array (nesting.py)
+
+    def as_member(self, *, read_only: bool = False, path: str = "", owned: bool = False, exclusive: bool = True) -> Member:
+        """Its content as a member of another array, which has it to itself, as long as that is open. owned: which closes it, too.
+
+        path: what the member is called; else the folder of this array's members, or its UUID.
+        """
+        if self.read_only and not read_only:
+            raise ReadOnlyError(f"array {self.name or self.uuid} is open read-only; it can be a member of a read-only array only")
+        with self._admin, self._use() as handle:
+            if exclusive:
+                self._refuse_if_member()
+            name = path or self.folder or self.uuid
+            member = Member(MemberHandle.from_array(handle, name), name, read_only=read_only, array=self, owned=owned, exclusive=exclusive)
+            member.direct = any(m.direct for m in self._members if m is not None)
+            if exclusive:
+                self._outer = NOT_YET
+            return member
+
+    def own(self, inner: list[Array]) -> None:
+        """Those of its members that are these arrays are closed with it."""
+        for opened in self._members:
+            if opened is not None and opened.array in inner:
+                opened.owned = True
+
+    def let_go(self) -> None:
+        """What had it as a member has it no more."""
+        self._join("")
+
+    def _join(self, outer: str) -> None:
+        self._outer = outer
+        if self._own_claim is not None and not self._closed:
+            self._publish()
+
+    def _publish(self) -> None:
+        if self._own_claim is not None:
+            info = {"uuid": self.uuid, "name": self.name, "outer": self._outer, **self.places()}
+            self._own_claim.publish(runtime.Info(pid=os.getpid(), started=self._started, **info))
+
+    def _refuse_if_member(self) -> None:
+        if self._outer:
+            raise BusyError(f"array {self.name or self.uuid} is a member of another array ({self._outer}): use that one, or close it first")
+
+    @property
+    def folder(self) -> str:
+        """The one folder that all members lie in, as they were named; else empty."""
+        folders = {os.path.dirname(m.path) or "." for m in self._members if m is not None}
+        real = all(m is None or os.path.exists(m.path) for m in self._members)
+        return folders.pop() if real and len(folders) == 1 else ""
+
+    @property
+    def outer(self) -> str:
+        """The UUID of the array that this one is a member of, while that is open here; else empty."""
+        return self._outer
+
+    @property
+    def arrays(self) -> list[tuple[str, Array]]:
+        """The members that are arrays themselves, by their names."""
+        return [(m.path, m.array) for m in self._members if m is not None and m.array is not None]
+
+    def _inner_with(self, member: int | MemberSource) -> Array | None:
+        """The inner array, at whatever depth, that has this member. A slot, and a member of its own, mean this array."""
+        if isinstance(member, int) or member == "faulty" or any(m is not None and self._is(m, member) for m in self._members):
+            return None
+        for _path, array in self.arrays:
+            if any(m is not None and array._is(m, member) for m in array._members) or array._inner_with(member) is not None:
+                return array
+        return None
 
     # -- members
 
@@ -307,14 +349,17 @@ class Array:
     @staticmethod
     def _is(opened: Member, source: MemberSource) -> bool:
         if not isinstance(source, (str, os.PathLike)):
-            return opened._device is source
+            return opened._device is source or opened.array is source
         return os.path.abspath(opened.path) == os.path.abspath(source) or opened.real_path == os.path.realpath(source)
 
     def fail(self, member: int | MemberSource) -> None:
         """Marks a member (by slot or by path) as faulty: it is out, and the others' superblocks say so.
 
-        Refused where content would be lost.
+        Refused where content would be lost. The path of a member of an inner array is failed there; so it is for remove and replace.
         """
+        if (inner := self._inner_with(member)) is not None:
+            inner.fail(member)
+            return
         with self._admin:
             index = self._find(member)
             with self._use() as handle:
@@ -326,6 +371,8 @@ class Array:
 
     def remove(self, member: int | MemberSource) -> list[str]:
         """Lets go of a faulty member or a spare, or of all that are "faulty"; their paths."""
+        if (inner := self._inner_with(member)) is not None:
+            return inner.remove(member)
         with self._admin:
             faulty = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_FAULTY]
             wanted = faulty if member == "faulty" else [self._find(member)]
@@ -333,11 +380,10 @@ class Array:
             for index in wanted:
                 with self._use() as handle:
                     check(lib.rl_array_remove(handle, index))
-                opened = self._members[index]
+                opened, self._members[index] = self._members[index], None
                 if opened is not None:
                     paths.append(opened.path)
                     opened.close()
-                self._members[index] = None
             return paths
 
     def add(self, member: MemberSource | Member, *, force: bool = False) -> Job | None:
@@ -423,7 +469,7 @@ class Array:
             raise UsageError(
                 f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)]
             )
-        return Member.open(member, direct=any(m.direct for m in self._members if m is not None), deadline=self.deadline)
+        return self._open_member(member, direct=any(m.direct for m in self._members if m is not None), deadline=self.deadline)
 
     def _refuse_new(self, opened: Member, force: bool) -> None:
         try:
@@ -461,6 +507,8 @@ class Array:
 
         At the end that is faulty ("replaced"). Returns the job that does it, or the one that runs before it.
         """
+        if (inner := self._inner_with(member)) is not None:
+            return inner.replace(member, new, force=force)
         with self._admin:
             try:
                 slot = self._replaceable(member)
@@ -486,7 +534,7 @@ class Array:
         status, opened = dict(self._devices())[index], self._members[index]
         path = opened.path if opened is not None else str(member)
         if status.state != lib.RL_DEVICE_IN_SYNC:
-            words = str(_DEVICE_STATES[status.state]).replace("_", " ")
+            words = str(DEVICE_STATES[status.state]).replace("_", " ")
             raise UsageError(
                 f"{path} is {words}: only a member that is in sync can be replaced; `add` a new one where a slot is empty", members=[path]
             )
@@ -524,6 +572,21 @@ class Array:
             del spares[0]
         return self._next_job()
 
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of this array's jobs, of the one that runs and those to come: bytes a second of each member. None: as it is.
+
+        While users work, a job leaves them half of the time, but not when it is slower than `minimum` (at first 1 MiB); `maximum` 0: no
+        limit.
+        """
+        for speed in (minimum, maximum):
+            if speed is not None and not 0 <= speed < 2**63:
+                raise UsageError(f"{speed} is no speed in bytes a second")
+        with self._admin:
+            low, high = self._speed
+            self._speed = (low if minimum is None else minimum, high if maximum is None else maximum)
+            if self._job is not None:
+                self._job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
+
     def _rebuilding(self) -> bool:
         return any(s.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT) for _i, s in self._devices())
 
@@ -546,6 +609,7 @@ class Array:
     def _start_job(self, kind: int) -> Job:
         with self._use() as handle:
             job = self._job = Job(handle, kind, self._job_ended)
+            job.set_speed(minimum=self._speed[0], maximum=self._speed[1])
             job.start()
         return job
 
@@ -604,7 +668,9 @@ class Array:
         with self._use() as handle:
             lib.rl_array_status(handle, raw)
         members = self._member_statuses()
-        state = self._state_of(raw)
+        state, lost_more, unsynced = self._state_of(raw), raw.lost_more, raw.resync_sectors != MAX_SECTOR
+        files = files_may_lose(state, lost_more, members)
+        words = advise(self.level, state, raw.slots_missing, lost_more, unsynced, members)
         sb = self._sb
         return Status(
             uuid=self.uuid,
@@ -629,7 +695,8 @@ class Array:
             corrected_reads=raw.corrected_reads,
             members=members,
             job=self._job.status() if self._job else None,
-            advice=advise(self.level, state, raw.slots_missing, raw.lost_more, raw.resync_sectors != MAX_SECTOR, members),
+            advice=advise_tree(words, files, members),
+            files_may_lose=files,
             notes=list(self.notes),
         )
 
@@ -654,7 +721,7 @@ class Array:
                 MemberStatus(
                     slot=status.slot if status.slot >= 0 else None,
                     path=opened.path,
-                    state=_DEVICE_STATES[status.state],
+                    state=DEVICE_STATES[status.state],
                     device=index,
                     size=opened.size,
                     recovered=status.recovered_sectors * SECTOR if rebuilding else None,
@@ -662,6 +729,7 @@ class Array:
                     corrected_reads=status.corrected_reads,
                     write_errors=status.write_errors,
                     bad_blocks=status.bad_block_count,
+                    array=self._status_of(opened.array),
                     reason=ffi.string(status.reason).decode(errors="replace").removeprefix(f"{os.path.abspath(opened.path)} "),
                 )
             )
@@ -674,6 +742,13 @@ class Array:
         out = [MemberStatus(slot=None, path=c.member.path, state=c.state, reason=c.reason) for c in self._left_out]
         return sorted(found + empty, key=lambda m: (m.slot is None, m.slot or 0)) + out + self._set_aside
 
+    @staticmethod
+    def _status_of(inner: Array | None) -> Status | None:
+        try:
+            return None if inner is None else inner.status()
+        except UsageError:  # let go of meanwhile, and closed
+            return None
+
     # -- the end
 
     def close(self) -> None:
@@ -684,6 +759,7 @@ class Array:
         if self._admin.forked:
             return
         with self._admin:
+            self._refuse_if_member()
             with self._gate:
                 if self._closed:
                     return

@@ -27,6 +27,16 @@ _REFUSED_FEATURES = {
     lib.RL_FEATURE_CLUSTERED: "a clustered bitmap",
 }
 
+DEVICE_STATES = {
+    lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
+    lib.RL_DEVICE_REBUILDING: MemberState.REBUILDING,
+    lib.RL_DEVICE_REPLACEMENT: MemberState.REPLACEMENT,
+    lib.RL_DEVICE_SPARE: MemberState.SPARE,
+    lib.RL_DEVICE_FAULTY: MemberState.FAULTY,
+    lib.RL_DEVICE_REMOVED: MemberState.REMOVED,
+}
+_TO_ENGINE = {state: number for number, state in DEVICE_STATES.items()}
+
 
 @dataclasses.dataclass
 class Candidate:
@@ -88,6 +98,26 @@ class Plan:
         for candidate in self.candidates:
             candidate.member.close()
 
+    def used(self) -> list[Candidate]:
+        """Those that take part, by slot, spares last: the engine's devices."""
+        return sorted((c for c in self.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
+
+    def open(self, read_only: bool) -> Any:
+        """The engine's handle of the array, on the members that take part."""
+        config, out = ffi.new("struct rl_array_config *"), ffi.new("rl_array **")
+        used = self.used()
+        devices = ffi.new("struct rl_device_config[]", len(used))
+        config.size_of = ffi.sizeof("struct rl_array_config")
+        config.flags = lib.RL_ARRAY_READ_ONLY if read_only else 0
+        config.geometry, config.superblock = self.geometry[0], self.freshest.sb[0]
+        if self.needs_force:
+            config.flags |= lib.RL_ARRAY_FORCED
+        config.device_count, config.devices = len(used), devices
+        keep = [_fill(device, candidate) for device, candidate in zip(devices, used, strict=True)]
+        check(lib.rl_array_open(config, out))
+        del keep
+        return out[0]
+
     def summary(self) -> Assembly:
         """As a frozen struct."""
         sb = self.freshest.sb
@@ -133,6 +163,22 @@ def member_statuses(candidates: Iterable[Candidate], raid_disks: int) -> list[Me
         if slot not in slots
     ]
     return sorted(known, key=lambda m: (m.slot is None, m.slot if m.slot is not None else 0, m.state is MemberState.REPLACEMENT))
+
+
+def _fill(device: Any, candidate: Candidate) -> Any:
+    """What the engine is to know of a device; returns memory that must live until it has read it."""
+    device.member = candidate.member.handle.pointer
+    device.state = _TO_ENGINE[candidate.state]
+    device.slot = -1 if candidate.slot is None or candidate.state is MemberState.SPARE else candidate.slot
+    device.superblock = candidate.sb
+    if candidate.state in (MemberState.REBUILDING, MemberState.REPLACEMENT):
+        # the engine rebuilds whole chunks: what is good of the last one is done once more
+        device.recovered_sectors = candidate.recovered // max(candidate.sb.chunk_sectors, 8) * max(candidate.sb.chunk_sectors, 8)
+    if not candidate.bad_blocks:
+        return None
+    pairs = ffi.new("uint64_t[]", [number for pair in candidate.bad_blocks for number in pair])
+    device.bad_blocks, device.bad_block_count = pairs, len(candidate.bad_blocks)
+    return pairs
 
 
 def make_geometry(level: int, layout: int, chunk_sectors: int, slots: int, dev_sectors: int, lengths: Sequence[int] = ()) -> Any:

@@ -25,9 +25,9 @@ from . import errors
 from . import opening as _opening
 from .errors import AccessError, BusyError, RaidError, UsageError
 from .holders import let_go_in_children
-from .member import Member
+from .member import Member, sort_out
 from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
-from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, open_folder, remove_entry
+from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, meant, open_folder, remove_entry, together
 
 MEMBER_WORDS = ("faulty", "failed", "detached", "missing")  # what mdadm takes in the place of a member's name
 LINE_BYTES_MAX = 1 << 20  # of a request
@@ -437,6 +437,9 @@ class Owner:
     def _verb_cancel(self, _lines: Lines, job: int) -> None:
         self._find_job(job).cancel()
 
+    def _verb_speed(self, _lines: Lines, minimum: int | None = None, maximum: int | None = None) -> None:
+        self.array.set_speed(minimum=minimum, maximum=maximum)
+
     def _verb_wait(self, lines: Lines, job: int | None = None, timeout: float | None = None) -> bool:
         """Until the job (the array's, if none is named) has ended, with its progress every half a second."""
         target = self.array.job if job is None else self._find_job(job)
@@ -699,6 +702,10 @@ class Client:
         """Mends it."""
         return self._job("repair")
 
+    def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
+        """Limits of the array's jobs in bytes a second of each member; None: as it is."""
+        self._call("speed", None, minimum=minimum, maximum=maximum)
+
     def wait(self, timeout: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> bool:
         """Until no job runs; raises what the job failed with. False: not yet, after `timeout` seconds."""
         return self._wait(None, timeout, on_progress)
@@ -735,7 +742,8 @@ class Client:
 def _uuid_of(target: Any) -> str | None:
     """The UUID by the superblock of the first member that has one."""
     try:
-        return next(iter(_opening.examine(path).uuid for path in _opening.resolve(target)), None)
+        members = sort_out(target)
+        return None if members.below else next(iter(_opening.examine(path).uuid for path in members.sources), None)
     except (RaidError, OSError):
         return None
 
@@ -749,12 +757,12 @@ def search(target: Any, *, alive: bool = True) -> tuple[Path, Info] | None:
         text = os.fspath(target)
         if UUID.fullmatch(text):
             return next((item for item in known if item[1].uuid == text.replace("-", ":")), None)
-        hits = [item for item in known if matches(item[1], text)]
+        hits = meant(text, known)
         if not hits and os.sep not in text:
             hits = [item for item in known if text in (item[1].name, item[1].name.partition(":")[2])]
     else:
         paths = [os.fspath(path) for path in target if isinstance(path, (str, os.PathLike)) and path != "missing"]
-        hits = [item for item in known if any(matches(item[1], path) for path in paths)]
+        hits = together([item for item in known if any(matches(item[1], path) for path in paths)], known)
     if len(hits) > 1:
         raise UsageError(f"{target} may mean {' or '.join(item[1].uuid for item in hits)}; give the mount point or the UUID")
     if not hits:

@@ -158,6 +158,13 @@ class MemberHandle:
         check(lib.rl_member_open_callbacks(callbacks, handle, device.size, device.block_size, name.encode(), out))
         return cls(out[0], name, (handle, device))
 
+    @classmethod
+    def from_array(cls, array: Any, name: str) -> MemberHandle:
+        """A member that is an open array (an `rl_array *`), which must not be closed before it."""
+        out = ffi.new("rl_member **")
+        check(lib.rl_member_open_array(array, os.fsencode(name), out))
+        return cls(out[0], name)
+
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes from byte `offset`."""
         data = bytearray(length)

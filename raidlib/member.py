@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from .engine import DEADLINE_S, BlockDevice, MemberHandle, check, ffi, in_limbo, last_error, lib
-from .errors import AccessError, BusyError, DamagedMemberError, MemberError, NoSuperblockError, RaidError, UnsupportedError, UsageError
+from .errors import (
+    AccessError,
+    ArrayIOError,
+    BusyError,
+    DamagedMemberError,
+    MemberError,
+    NoSuperblockError,
+    RaidError,
+    UnsupportedError,
+    UsageError,
+)
 from .holders import in_words, kernel_uses, let_go_in_children, lock_holders
-from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, Superblock, layout_name, parse_size
+from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, State, Superblock, layout_name, parse_size
+
+NESTING_MAX = 4  # levels of arrays of arrays; folders of folders
+SEARCHED_MAX = 5000  # files in subdirectories
 
 
 class EngineDevice:
@@ -51,8 +65,15 @@ class MemoryDevice(EngineDevice):
         return copy
 
 
-MemberSource = str | os.PathLike[str] | BlockDevice | EngineDevice
-Source = MemberSource | Sequence[MemberSource | None]
+@runtime_checkable
+class OpenArray(Protocol):
+    """An `Array`, as far as it can be a member of another one."""
+
+    def as_member(self, *, read_only: bool, exclusive: bool) -> Member: ...  # noqa: D102 (Array says it)
+
+
+MemberSource = str | os.PathLike[str] | BlockDevice | EngineDevice | OpenArray
+Source = MemberSource | Sequence["Source | None"]
 VERSIONS = {100: "1.0", 101: "1.1", 102: "1.2", 90: "0.90"}
 VERSION_NUMBERS = {name: number for number, name in VERSIONS.items()}
 _ROLES = {lib.RL_ROLE_SPARE: "spare", lib.RL_ROLE_FAULTY: "faulty", lib.RL_ROLE_JOURNAL: "journal"}
@@ -85,10 +106,16 @@ class Member:
         deadline: float | None = None,
         fd: int | None = None,
         device: BlockDevice | EngineDevice | None = None,
+        array: Any = None,
+        owned: bool = False,
+        exclusive: bool = False,
     ) -> None:
         self.handle, self.path, self.read_only, self.direct = handle, path, read_only, False
         self.real_path = path if fd is None else os.path.realpath(path)  # asked for now: later the file system may not answer
         self._fd, self._device = fd, device
+        self.array, self.owned, self._exclusive = array, owned, exclusive  # an `Array`; ours to close; the other openers are kept out by us
+        if array is not None and os.path.isdir(path):
+            self.real_path = os.path.realpath(path)
         self.is_file = False  # regular
         identity: tuple[Any, ...] = ("object", id(device))
         if fd is not None:
@@ -113,6 +140,8 @@ class Member:
             return cls._open_path(os.fspath(source), read_only, direct, lock, deadline)
         if isinstance(source, EngineDevice):
             return cls(source.handle, f"<{source.handle.name}>", read_only=read_only, deadline=deadline, device=source)
+        if isinstance(source, OpenArray):
+            return source.as_member(read_only=read_only, exclusive=lock)
         if not isinstance(source, BlockDevice):
             raise UsageError(f"a member is a path or an object with the methods of BlockDevice, not {type(source).__name__}")
         name = f"<{type(source).__name__}>"
@@ -191,6 +220,20 @@ class Member:
             self.handle.close()
         if not self.handle.has_deadline:
             self._let_go()
+        if self._exclusive:
+            self.array.let_go()
+            self._exclusive = False
+        if self.owned:
+            self._close_array()
+
+    def _close_array(self) -> None:
+        """An inner array. That it has failed was told as its failure as a member; it need not close well."""
+        has_failed = self.array.state is State.FAILED
+        try:
+            self.array.close()
+        except ArrayIOError:
+            if not has_failed:
+                raise
 
     def _let_go(self) -> None:
         if self._fd is not None:
@@ -403,60 +446,95 @@ def read_bad_blocks(member: Member, sb: Any) -> list[tuple[int, int]]:
 
 
 def close_all(members: Sequence[Member | None]) -> None:
-    """Closes every member that is there."""
+    """Closes every member that is there; raises the first problem, once it has tried them all."""
+    problems = []
     for member in members:
-        if member is not None:
-            member.close()
+        try:
+            if member is not None:
+                member.close()
+        except RaidError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 # ---- finding members ----------------------------------------------------------------------------------------------------
 
 
+class Found(NamedTuple):
+    """What a source stands for."""
+
+    sources: list[MemberSource]
+    damaged: list[MemberStatus]  # files of a directory that were members once; set aside, with the reason
+    below: str  # the directory that has its members in subdirectories only: they make arrays that make one array. Else empty
+
+
 def resolve(source: Source) -> list[MemberSource]:
     """The members that a source stands for.
 
-    A directory's files with a superblock, a list as it is without its missing ones, one member itself.
+    A directory's files with a superblock, or where it has none those of its subdirectories; a list as it is without its missing ones, one
+    member itself.
     """
-    return sort_out(source)[0]
+    return sort_out(source).sources
 
 
-def sort_out(source: Source) -> tuple[list[MemberSource], list[MemberStatus]]:
-    """Like resolve(), and beside it the files of a directory that were members once and are damaged.
-
-    They are set aside, with the reason.
-    """
+def sort_out(source: Source) -> Found:
+    """Like resolve(), with what was set aside, and how it was found."""
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not os.path.isdir(path):
-            return [path], []
-        found: list[MemberSource] = []
-        damaged = []
-        for file in sorted(_files(path)):
-            try:
-                if _has_superblock(file):
-                    found.append(file)
-            except DamagedMemberError as error:
-                damaged.append(MemberStatus(slot=None, path=file, state=MemberState.FAULTY, reason=str(error).removeprefix(f"{file}: ")))
+            return Found([path], [], "")
+        found, damaged, below = _inside(path, _Search())
         if not found:
             raise NoSuperblockError(f"{path} holds no member of an array", members=[path])
-        return found, damaged
+        return Found(found, damaged, path if below else "")
     if isinstance(source, Sequence):
-        found, damaged = [], []
+        all_found = Found([], [], "")
         for member in source:
-            if isinstance(member, (str, os.PathLike)) and os.path.isdir(member):
-                inside, broken = sort_out(member)
-                found += inside
-                damaged += broken
-            elif member is not None and member != "missing":
-                found.append(member)
-        return found, damaged
-    return [source], []
+            if member is None or member == "missing":
+                continue
+            is_folder = isinstance(member, (str, os.PathLike)) and os.path.isdir(member)
+            is_list = isinstance(member, Sequence) and not isinstance(member, str)
+            inside = sort_out(member) if is_folder or is_list else Found([cast(MemberSource, member)], [], "")
+            all_found = Found(all_found.sources + inside.sources, all_found.damaged + inside.damaged, all_found.below or inside.below)
+        return all_found
+    return Found([source], [], "")
 
 
-def _files(folder: str) -> Iterator[str]:
+@dataclasses.dataclass
+class _Search:
+    files: int = 0
+    folders: set[tuple[int, int]] = dataclasses.field(default_factory=set)  # a symbolic link may lead back
+
+
+def _inside(folder: str, search: _Search, depth: int = 0) -> tuple[list[MemberSource], list[MemberStatus], bool]:
+    """The members in a directory, or in its subdirectories (True); what is mounted there, by us or by others, is not looked into."""
+    found: list[MemberSource] = []
+    damaged = []
+    for file in sorted(_entries(folder, lambda entry: entry.is_file())):
+        search.files += 1
+        if depth and search.files > SEARCHED_MAX:
+            raise UsageError(f"{SEARCHED_MAX} files were searched for members of an array, up to those in {folder}; name the members")
+        try:
+            if _has_superblock(file):
+                found.append(file)
+        except DamagedMemberError as error:
+            damaged.append(MemberStatus(slot=None, path=file, state=MemberState.FAULTY, reason=str(error).removeprefix(f"{file}: ")))
+    if found or damaged or depth == NESTING_MAX:
+        return found, damaged, False
+    for inner in sorted(_entries(folder, lambda entry: entry.is_dir() and not os.path.ismount(entry.path))):
+        status = os.stat(inner)
+        if (status.st_dev, status.st_ino) not in search.folders and os.access(inner, os.R_OK | os.X_OK):
+            search.folders.add((status.st_dev, status.st_ino))
+            more, broken, _below = _inside(inner, search, depth + 1)
+            found, damaged = found + more, damaged + broken
+    return found, damaged, True
+
+
+def _entries(folder: str, wanted: Callable[[os.DirEntry[str]], bool]) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.path for entry in entries if entry.is_file())
+            yield from (entry.path for entry in entries if wanted(entry))
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}", errno=error.errno) from None
 
@@ -494,6 +572,8 @@ def open_members(sources: Sequence[MemberSource], **options: Any) -> list[Member
     try:
         for source in sources:
             members.append(Member.open(source, **options))
+            if members[-1].array is not None and members[-1].path in [member.path for member in members[:-1]]:
+                members[-1].path = members[-1].real_path = members[-1].array.uuid  # two arrays in one folder
     except BaseException:
         close_all(members)
         raise

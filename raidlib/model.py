@@ -214,6 +214,7 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     write_errors: int = 0  # blocks that could not be written since the array was opened
     bad_blocks: int = 0  # ranges that are marked as bad
     reason: str = ""  # why it is faulty, stale or left out
+    array: Status | None = None  # a member that is an array itself
 
 
 class JobStatus(Struct, frozen=True, kw_only=True):
@@ -270,6 +271,12 @@ class Status(Struct, frozen=True, kw_only=True):
     mountpoint: str | None = None
     volume: str | None = None
     notes: list[str] = []
+    files_may_lose: int | None = None  # with arrays as members: how many files and devices below all levels may be lost, whichever
+
+    def worst(self) -> Status:
+        """The array of the tree that is worst off: itself, if it is not whole, else an inner one that is not."""
+        inner = [m.array.worst() for m in self.members if m.array is not None]
+        return next((s for s in (self, *inner) if s.degraded or s.state is State.FAILED), self)
 
 
 class Event(Struct, frozen=True, kw_only=True):

@@ -6,24 +6,36 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from . import creation, runtime
+from . import creation, nesting, runtime
 from .array import Array
-from .assembly import Assembly, Plan, judge
-from .errors import BusyError, UnsupportedError, UsageError
+from .assembly import Assembly, Plan
+from .errors import BusyError, RaidError, UnsupportedError, UsageError
 from .member import Member, MemberSource, Source, close_all, examine, open_members, resolve, sort_out, zero_superblock
 from .model import Level, parse_size
 
 
 def plan(source: Source, *, force: bool = False) -> Assembly:
     """What `open` would make of the members, and why. Writes nothing, opens nothing for writing."""
-    sources, damaged = sort_out(source)
-    members = open_members(sources, read_only=True, lock=False)
+    found = sort_out(source)
+    members, needed = open_members(found.sources, read_only=True, lock=False), []
+
+    def start(judged: Plan, name: str) -> Array:
+        if judged.error is not None:
+            needed.append(_of_inner(name, judged.error))
+        return Array(judged, read_only=True)
+
     try:
-        judged = judge(members, force=force)
-        judged.set_aside = damaged
+        judged = nesting.gather(found, members, start, force=force)
+        if needed and judged.error is None:
+            judged.error, judged.needs_run = needed[0], True
         return judged.summary()
     finally:
         close_all(members)
+
+
+def _of_inner(name: str, error: RaidError) -> RaidError:
+    """What keeps an inner array from starting."""
+    return type(error)(f"{name}: {error}", members=error.members, errno=error.errno)
 
 
 def open(
@@ -40,7 +52,9 @@ def open(
 
     source: a directory that holds the members, or a list of members: paths, `BlockDevice` objects, None for missing ones.
     mode: "rw", or "r", which writes nothing to any member.
-    run: start although members are missing that the superblocks count on. force: as mdadm's --force (md-format.md 6.3).
+    run: start although members are missing that the superblocks count on, at every level. force: as mdadm's --force (md-format.md 6.3), for
+    the outermost array alone: an inner one that needs it is opened so by itself first.
+    Members that are arrays themselves are opened with it, and closed; an open Array that is given as a member stays the caller's.
     direct: direct I/O (O_DIRECT) where the members take it.
     deadline: seconds after which a member that does not answer counts as dead. None: 60, for those that can be silent for ever (Python
     objects, block devices, files on a network or FUSE file system); to local files the kernel ends requests itself. A number holds for all.
@@ -50,11 +64,18 @@ def open(
     if mode not in ("r", "rw"):
         raise UsageError(f"mode {mode!r} is neither 'r' nor 'rw'")
     read_only = mode == "r"
-    sources, damaged = sort_out(source)
-    members = _open_unused(sources, read_only=read_only, direct=direct, deadline=deadline)
+    found = sort_out(source)
+    members = _open_unused(found.sources, read_only=read_only, direct=direct, deadline=deadline)
+
+    def start(inner: Plan, name: str) -> Array:
+        try:
+            _refuse_start(inner, read_only, run)
+        except RaidError as error:
+            raise _of_inner(name, error) from None
+        return _started(Array(inner, read_only, None, deadline))
+
     try:
-        judged = judge(members, force=force)
-        judged.set_aside = damaged
+        judged = nesting.gather(found, members, start, force=force)
         _refuse_start(judged, read_only, run or force)
         array = Array(judged, read_only, held, deadline)
     except UsageError:
@@ -69,8 +90,30 @@ def open(
         raise
     if direct and not all(member.direct for member in members if member.is_file):
         array.notes.append("some members are used without direct I/O, which their file system does not offer")
+    return _started(array)
+
+
+def _started(array: Array) -> Array:
+    """With its service and its jobs, and able to take in arrays by their names."""
+
+    def open_member(source: MemberSource, *, direct: bool, deadline: float | None) -> Member:
+        if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+            return Member.open(source, direct=direct, deadline=deadline)
+        inner = open(source, direct=direct, deadline=deadline)
+        return _given_up(inner, os.fspath(source))
+
+    array._open_member = open_member
     array._start()
     return array
+
+
+def _given_up(inner: Array, name: str) -> Member:
+    """An array that was opened to be a member, and is closed with it."""
+    try:
+        return inner.as_member(path=name, owned=True)
+    except BaseException:
+        inner.close()
+        raise
 
 
 def _open_unused(sources: Sequence[MemberSource], **options: Any) -> list[Member]:
@@ -78,8 +121,10 @@ def _open_unused(sources: Sequence[MemberSource], **options: Any) -> list[Member
     try:
         return open_members(sources, **options)
     except BusyError as error:
-        for _folder, info in runtime.found(alive=True):
-            if any(runtime.matches(info, path) for path in error.members):
+        known = runtime.found(alive=True)
+        for item in known:
+            if any(runtime.matches(item[1], path) for path in error.members):
+                info = runtime.outermost(item, known)[1]
                 raise runtime.busy_error(info.uuid, info) from None
         raise
 
@@ -120,8 +165,9 @@ def create(
     """Makes an array and opens it for writing.
 
     target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for
-    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". force: overwrite what the
-    members hold. Members that are not blank get their parity by a resync, which is the array's first `job`. deadline: as in open().
+    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". A member may be an array itself:
+    an open Array, which stays the caller's, or a directory or list that is opened as one and closed with the new array. force: overwrite
+    what the members hold. Members that are not blank get their parity by a resync, the array's first `job`. deadline: as in open().
     """
     asked = {
         "a write-intent bitmap": bitmap not in (None, "none"),
@@ -133,7 +179,7 @@ def create(
         if wanted:
             raise UnsupportedError(f"{feature}: not built yet; arrays are made with the policy resync")
     folder = os.fspath(target) if isinstance(target, (str, os.PathLike)) else None
-    given: list[MemberSource | None] = [] if folder else [None if m == "missing" else m for m in _as_list(target)]
+    given: list[Any] = [] if folder else [None if isinstance(m, str) and m == "missing" else m for m in _as_list(target)]
     count = raid_devices if raid_devices is not None else len(given) - spare_devices
     if given and len(given) != count + spare_devices:
         raise UsageError(
@@ -165,13 +211,33 @@ def create(
             raise
         given = list(paths)
     else:
-        _write_members(given, shape, used, force)
+        return _create_of(given, shape, used, force, deadline)
     array = open(given, run=True, deadline=deadline)
     array.notes += notes + _shared_devices(given)
     return array
 
 
-def _as_list(target: Source) -> list[MemberSource | None]:
+def _create_of(given: list[Any], shape: creation.Spec, used: int | None, force: bool, deadline: float | None) -> Array:
+    """Of members that exist. Directories and lists among them are opened, as arrays."""
+    opened: list[Array] = []
+    try:
+        for index, source in enumerate(given):
+            is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+            if is_folder or (isinstance(source, Sequence) and not isinstance(source, str)):
+                given[index] = open(source, deadline=deadline)
+                opened.append(given[index])
+        _write_members(given, shape, used, force)
+        array = open(given, run=True, deadline=deadline)
+    except BaseException:
+        for inner in opened:
+            inner.close()
+        raise
+    array.own(opened)
+    array.notes += _shared_devices(given)
+    return array
+
+
+def _as_list(target: Source) -> list[Any]:
     return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -36,6 +36,7 @@ class Info(Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     pid: int
     uuid: str
+    outer: str = ""  # the UUID of the array that this one is a member of, in the same process
     name: str = ""
     members: list[str] = []
     real_members: list[str] = []  # the same, resolved when they were opened: later their file system may not answer
@@ -309,15 +310,40 @@ def claim(uuid: str) -> Claim:
     raise BusyError(f"{root / name} comes and goes: array {uuid} is being stopped; try again")
 
 
-def matches(info: Info, target: str) -> bool:
-    """Whether a mount point, a member, a folder of members or a volume is meant; nothing is looked up on the mount itself."""
+def outermost(item: tuple[Path, Info], known: Sequence[tuple[Path, Info]]) -> tuple[Path, Info]:
+    """The array, of those that are known, that has this one as a member, or as a member of a member; else itself."""
+    for _ in known:
+        item = next((other for other in known if other[1].uuid == item[1].outer), item)
+    return item
+
+
+def meant(target: str, known: Sequence[tuple[Path, Info]]) -> list[tuple[Path, Info]]:
+    """The arrays that a mount point, a folder of members, a volume or a member may mean; rather those of which it is all than those of
+    which it is a member; and one array of arrays rather than these.
+    """
+    hits = [item for item in known if _is_all_of(item[1], target)] or [item for item in known if matches(item[1], target)]
+    return together(hits, known)
+
+
+def together(hits: Sequence[tuple[Path, Info]], known: Sequence[tuple[Path, Info]]) -> list[tuple[Path, Info]]:
+    """One array of arrays rather than the several that are its members."""
+    if len(hits) < 2:
+        return list(hits)
+    return list({whole[1].uuid: whole for whole in (outermost(item, known) for item in hits)}.values())
+
+
+def _is_all_of(info: Info, target: str) -> bool:
     places = {os.path.abspath(target), real_path(target)}
     if info.mountpoint in places or info.volume in places:
         return True
-    members = [set(names) for names in zip(info.members, info.real_members, strict=False)]
-    if any(places & names for names in members):
-        return True
+    members = list(zip(info.members, info.real_members, strict=False))
     return bool(members) and all(places & {os.path.dirname(name) for name in names} for names in members)
+
+
+def matches(info: Info, target: str) -> bool:
+    """Whether a mount point, a member, a folder of members or a volume is meant; nothing is looked up on the mount itself."""
+    places = {os.path.abspath(target), real_path(target)}
+    return _is_all_of(info, target) or bool(places & {*info.members, *info.real_members})
 
 
 def real_path(path: str | os.PathLike[str]) -> str:

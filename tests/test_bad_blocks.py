@@ -155,7 +155,7 @@ def test_a_rebuild_goes_on_and_marks_them(level, n):
 
 @pytest.mark.parametrize("written", ["bad", "other", "both"])
 def test_two_bad_blocks_of_a_stripe_can_each_be_written(written):
-    """I13: T of the rebuilt member is unknown, for U could not be read.
+    """I14: T of the rebuilt member is unknown, for U could not be read.
 
     Whichever is written first, no parity is left that would compute the other one wrong.
     """
@@ -215,7 +215,7 @@ def mark(disk, pairs):
 
 @pytest.mark.parametrize(("level", "n"), LEVELS)
 def test_a_block_that_cannot_be_written_is_marked_before_the_write_is_acknowledged(level, n):
-    """I11: the member stays, its log names exactly the blocks, and they are read from the others."""
+    """I12: the member stays, its log names exactly the blocks, and they are read from the others."""
     array, disks, content = make(level, n)
     start = data_offset(disks[1]) // 512
     disks[1].scratched = set(range(start + 64, start + 72)) | {start + 2000}

@@ -28,7 +28,7 @@ MDADM = shutil.which("mdadm", path=PATH)
 ALL_VERBS = [
     *("create", "examine", "detail", "assemble", "export", "zero-superblock"),
     *("fail", "remove", "add", "re-add", "replace", "check", "repair", "wait"),
-    *("mount", "umount", "stop", "demo"),
+    *("mount", "umount", "job", "stop", "demo"),
 ]
 
 

@@ -209,7 +209,12 @@ def test_a_child_forked_by_python_holds_nothing(halves):
 def in_child(work, fork=os.fork):
     """Runs `work` in a forked child; fails with what it raised, and if it does not end."""
     read, write = os.pipe()
+    interval = sys.getswitchinterval()
+    # threads that wait for the interpreter's lock look every interval whether they may have it: a fork that Python does not know of,
+    # just then, would give the child a lock that nobody opens
+    sys.setswitchinterval(60)
     pid = fork()
+    sys.setswitchinterval(interval)
     if pid == 0:
         text = "nothing came back"
         try:

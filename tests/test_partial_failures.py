@@ -11,7 +11,7 @@ import pytest
 from test_array import Disk, data_offset, edit, states
 
 import raidlib
-from raidlib import errors
+from raidlib import errors, lab
 
 
 class Hooked(Disk):
@@ -58,6 +58,49 @@ def test_a_write_whose_failure_is_not_settled_yet_is_not_overwritten(level, n, o
     assert array.pread(100, other) == b"2" * 100
     assert states(array)[0] == state
     array.close()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_write_that_does_without_a_failed_member_waits_for_the_record_too():
+    """I1, I11: one write finds a member failed, and another, under way beside it, does without it: neither is acknowledged before."""
+    memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
+    devices = [lab.FaultyDevice(device) for device in memory]
+    array = raidlib.create(devices, level=5, chunk="16K", assume_clean=True)
+    array.pwrite(b"0" * 131072, 0)
+    start = raidlib.examine(memory[0]).data_offset // 512
+    # stripes 0 and 3: data on members 0 and 1, parity on 2
+    devices[1].add(lab.Rule("hang", on="read", first_sector=start, sectors=32, times=1))
+    other = threading.Thread(target=array.pwrite, args=(b"2" * 4096, 0))  # reads member 1 for the parity
+    other.start()
+    wait_until(lambda: devices[1].counts()[0].hit)
+    devices[0].add(lab.Rule("error", on="write", first_sector=start + 96, sectors=32, errno=errno.ETIMEDOUT))  # no single block
+    first = threading.Thread(target=array.pwrite, args=(b"1" * 4096, 3 * 32768))
+    first.start()
+    wait_until(lambda: devices[0].counts()[0].hit)
+    for device in devices[1:]:
+        device.add(lab.Rule("hang", on="write", first_sector=8, sectors=8))  # superblocks
+    devices[1].remove(0)
+    wait_until(lambda: devices[1].counts()[1].hit)
+    other.join(0.2)
+    still_there = [first.is_alive(), other.is_alive()]
+    for device in devices:
+        device.clear()
+    first.join()
+    other.join()
+    assert still_there == [True, True]
+    assert memory[0].handle.pread(4096, start * 512) == b"0" * 4096  # the second write did without member 0
+    assert states(array)[0] == "removed"
+    assert array.pread(4096, 0) == b"2" * 4096
+    assert array.pread(4096, 3 * 32768) == b"1" * 4096
+    array.close()
+    for device in [*devices, *memory]:
+        device.close()
 
 
 def test_clean_is_not_recorded_while_a_failed_write_is_open():

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from .. import control, demo, mount
-from ..model import format_size
+from ..errors import UsageError
+from ..model import format_size, parse_size
 from . import base, render
 from .base import IO, OK, json_option, source_argument
 
@@ -89,6 +90,44 @@ def stop(array: tuple[str, ...], as_json: bool) -> int:
     return OK
 
 
+@click.command("job", short_help="Look at a live array's job, hold it, limit it.")
+@source_argument
+@click.option("--pause", "action", flag_value="pause", help="Hold it.")
+@click.option("--resume", "action", flag_value="resume", help="Let it go on.")
+@click.option("--cancel", "action", flag_value="cancel", help="End it; a rebuild or resync goes on there when the array is next opened.")
+@click.option("--speed-min", metavar="SIZE", help="While users work, not slower than this a second (default 1M), if it can.")
+@click.option("--speed-max", metavar="SIZE", help="Never faster than this a second of each member; 0: no limit.")
+@json_option
+def job_verb(array: tuple[str, ...], action: str | None, speed_min: str | None, speed_max: str | None, as_json: bool) -> int:
+    r"""Look at the rebuild, resync or check of a live array; hold it, end it, or limit its speed.
+
+    The limits hold for this array's later jobs, too, until it is stopped.
+
+    \b
+      raidlib job /mnt/tank
+      raidlib job /mnt/tank --speed-max 50M
+    """
+    source = base.source_of(array)
+    client = control.connect(source)
+    if client is None:
+        base.must_exist(source)
+        raise UsageError(f"{base.name_of(source)} is at rest: no job runs on it; `raidlib wait` opens it and sees its rebuild through")
+    if speed_min is not None or speed_max is not None:
+        minimum, maximum = (None if text is None else parse_size(text) for text in (speed_min, speed_max))
+        client.set_speed(minimum=minimum, maximum=maximum)
+    job = client.job
+    if action is not None and (job is None or job.done):
+        raise UsageError(f"no job runs on {base.name_of(source)}")
+    if action is not None and job is not None:
+        getattr(job, action)()
+    status = job.status() if job is not None else None
+    if as_json:
+        base.document("job", job=status)
+    else:
+        click.echo(f"{base.name_of(source)}: {render.job_words(status) if status else 'no job has run'}")
+    return OK
+
+
 class Screen:
     """Shows a demonstration on the terminal; what `demo.run` wants of a reporter."""
 
@@ -147,4 +186,4 @@ def demo_verb(directory: str | None, keep: bool, as_json: bool) -> int:
     return IO if wrong else OK
 
 
-COMMANDS = (mount_verb, umount_verb, stop, demo_verb)
+COMMANDS = (mount_verb, umount_verb, job_verb, stop, demo_verb)

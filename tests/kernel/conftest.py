@@ -1,0 +1,61 @@
+"""The kernel as judge: which cases are asked for, the shuttle that runs them, and the table at the end."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cases
+import shuttle
+
+CHOSEN = pytest.StashKey[list[cases.Cell]]()
+SHUTTLE = pytest.StashKey[shuttle.Shuttle]()
+SAID: dict[cases.Cell, shuttle.Outcome] = {}
+MARKS = {"right": "ok", "n/a": "n/a", "wrong": "WRONG"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="every shape, metadata version and direction, not a sample of them")
+
+
+def pytest_generate_tests(metafunc):
+    if "cell" in metafunc.fixturenames:
+        metafunc.parametrize("cell", cases.everything() if metafunc.config.getoption("--full") else cases.sample(), ids=str)
+
+
+def pytest_collection_finish(session):
+    """The shuttle runs the cases in batches, so it has to know beforehand which are wanted (-k, --lf)."""
+    session.config.stash[CHOSEN] = [item.callspec.params["cell"] for item in session.items if hasattr(item, "callspec")]
+
+
+@pytest.fixture(scope="session")
+def judge(pytestconfig, tmp_path_factory):
+    """What became of a cell."""
+    scratch = tmp_path_factory.mktemp("kernel")
+    pytestconfig.stash[SHUTTLE] = machines = shuttle.Shuttle([cell.entry(scratch) for cell in pytestconfig.stash[CHOSEN]], scratch)
+
+    def outcome(cell: cases.Cell) -> shuttle.Outcome:
+        SAID[cell] = machines.outcome(str(cell))
+        return SAID[cell]
+
+    return outcome
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if SHUTTLE not in config.stash:
+        return
+    columns = [direction for direction in cases.DIRECTIONS if any(cell.direction is direction for cell in SAID)]
+    rows = list(dict.fromkeys(cell.row for cell in SAID))
+    marks = {(cell.row, cell.direction.name): MARKS[outcome.word] for cell, outcome in SAID.items()}
+    wide = max(len(row) for row in rows)
+    write = terminalreporter.write_line
+    write("")
+    write(" " * wide + "".join(f"  {direction.name}" for direction in columns))
+    for row in rows:
+        write(row.ljust(wide) + "".join("  " + marks.get((row, d.name), "").ljust(len(d.name)) for d in columns).rstrip())
+    for reason in sorted({f"n/a: {cell}: {outcome.text}" for cell, outcome in SAID.items() if outcome.word == "n/a"}):
+        write(reason)
+    machines = config.stash[SHUTTLE]
+    write(f"{len(SAID)} cases in {machines.boots} boots of {machines.versions}")
