@@ -23,19 +23,21 @@
 
 /* ---- devices and slots -------------------------------------------------------------------------------------------- */
 
-static bool has_bad_block(const struct device *d, uint64_t sector, uint64_t sectors)
-{
-    for (uint32_t i = 0; i < d->bad_count; i++) {
-        if (d->bad[2 * i] < sector + sectors && d->bad[2 * i] + d->bad[2 * i + 1] > sector)
-            return true;
-    }
-    return false;
-}
-
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors)
 {
     const struct device *d = a->devices[device];
-    return sector + sectors <= atomic_load(&d->recovered) && !has_bad_block(d, sector, sectors) && !atomic_load(&d->doubted);
+    return sector + sectors <= atomic_load(&d->recovered) && !rl_bad_has(a, d, sector, sectors) && !atomic_load(&d->doubted);
+}
+
+static bool is_open(const rl_array *a, int32_t device, uint64_t sector, uint64_t sectors)
+{
+    const struct device *d = device >= 0 ? a->devices[device] : NULL;
+    return d && sector + sectors <= atomic_load(&d->recovered) && !atomic_load(&d->doubted);
+}
+
+bool rl_slot_open(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
+{
+    return is_open(a, a->slot_device[slot], sector, sectors) || is_open(a, a->replacement[slot], sector, sectors);
 }
 
 int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
@@ -57,13 +59,7 @@ uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors)
         uint64_t recovered = atomic_load(&d->recovered);
         if (recovered > sector)
             sectors = rl_min(sectors, recovered - sector);
-        for (uint32_t b = 0; b < d->bad_count; b++) {
-            uint64_t first = d->bad[2 * b], end = first + d->bad[2 * b + 1];
-            if (first > sector)
-                sectors = rl_min(sectors, first - sector);
-            else if (end > sector)
-                sectors = rl_min(sectors, end - sector);
-        }
+        sectors = rl_bad_run(a, d, sector, sectors);
     }
     return sectors;
 }
@@ -102,7 +98,7 @@ unsigned rl_slot_writes(const rl_array *a, uint32_t slot, void *data, uint64_t s
     const int32_t devices[2] = {a->slot_device[slot], a->replacement[slot]};
     unsigned n = 0;
     for (unsigned j = 0; j < 2; j++) {
-        if (devices[j] >= 0 && rl_device_usable(a, (uint32_t)devices[j], sector, length / RL_SECTOR))
+        if (is_open(a, devices[j], sector, length / RL_SECTOR))
             ios[n++] = rl_device_io(a, (uint32_t)devices[j], RL_OP_WRITE, data, sector * RL_SECTOR, length);
     }
     return n;
@@ -110,11 +106,12 @@ unsigned rl_slot_writes(const rl_array *a, uint32_t slot, void *data, uint64_t s
 
 void rl_count_uneven(rl_array *a)
 {
-    a->uneven = 0;
+    unsigned uneven = 0;
     for (uint32_t i = 0; i < a->device_count; i++) {
         const struct device *d = a->devices[i];
-        a->uneven += d->slot >= 0 && (d->state != RL_DEVICE_IN_SYNC || d->bad_count > 0);
+        uneven += d->slot >= 0 && (d->state != RL_DEVICE_IN_SYNC || atomic_load(&d->bad_count) > 0);
     }
+    atomic_store(&a->uneven, uneven);
 }
 
 /* I11 */
@@ -180,6 +177,7 @@ int rl_device_take_over(rl_array *a, uint32_t device)
     int rc = rl_metadata_commit_led(a, device, &led);
     if (led) {
         snprintf(old->reason, sizeof old->reason, "replaced");
+        doubt_no_more(a, old);
         atomic_store(&d->recovered, RL_MAX_SECTOR);
         if (original >= 0)
             rl_event_post(a, RL_EVENT_REPLACED, original, 0, old->reason);
@@ -239,7 +237,7 @@ int rl_request_settle(struct request *rq)
     rl_array *a = rq->a;
     int rc = 0;
     bool changed = false;
-    if (rq->failed_count == 0 || a->flags & RL_ARRAY_READ_ONLY)
+    if ((rq->failed_count == 0 && !atomic_load(&a->marks_due)) || a->flags & RL_ARRAY_READ_ONLY)
         return 0;
     pthread_rwlock_wrlock(&a->config);
     for (unsigned i = 0; i < rq->failed_count; i++) {
@@ -258,10 +256,12 @@ int rl_request_settle(struct request *rq)
         rl_device_out(a, device, NULL);
         changed = true;
     }
-    if (changed) {
+    if (changed || (atomic_load(&a->marks_due) && !atomic_load(&a->broken))) { /* I12 */
         int committed = rl_metadata_commit(a);
         rc = rc ? rc : committed;
     }
+    if (rc == 0 && atomic_load(&a->marks_due))
+        rc = rl_fail(EIO, "rl_array", -1, 0, "the array has failed: a block that is bad could not be recorded");
     pthread_rwlock_unlock(&a->config);
     rq->failed_count = 0;
     return rc;
@@ -320,19 +320,12 @@ int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index
     d->last_slot = -1;
     d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
     atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
-    if (c->bad_block_count) {
-        d->bad = calloc(c->bad_block_count, 2 * sizeof *d->bad);
-        if (!d->bad)
-            return rl_fail(ENOMEM, "rl_array_open", (int32_t)index, 0, "no memory for the bad-block list");
-        for (uint32_t i = 0; i < c->bad_block_count; i++) {
-            uint64_t first = c->bad_blocks[2 * i], end = first + c->bad_blocks[2 * i + 1];
-            if (end <= d->sb.data_offset)
-                continue; /* before the data */
-            first = rl_max(first, d->sb.data_offset);
-            d->bad[2 * d->bad_count] = first - d->sb.data_offset;
-            d->bad[2 * d->bad_count++ + 1] = end - first;
-        }
-    }
+    d->log_usable = rl_bad_log_usable(a, d);
+    if (!rl_bad_take(a, d, c->bad_blocks, c->bad_block_count))
+        return rl_fail(ENOMEM, "rl_array_open", (int32_t)index, 0, "no memory for the bad-block list");
+    if (c->bad_block_count && !d->log_usable && !(a->flags & RL_ARRAY_READ_ONLY))
+        return rl_fail(EINVAL, "rl_array_open", (int32_t)index, 0,
+                       "%s: the place of its bad-block log is in use for something else: it can be read only", d->member->name);
     a->block_bytes = (uint32_t)rl_max(a->block_bytes, rl_member_block_bytes(d->member));
     a->block_bytes = (uint32_t)rl_max(a->block_bytes, d->sb.logical_block_bytes);
     if (d->slot < 0)

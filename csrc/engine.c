@@ -135,7 +135,7 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
     if (device >= 0)
         e->slot = a->devices[device]->slot >= 0 ? a->devices[device]->slot : a->devices[device]->last_slot;
     snprintf(e->text, sizeof e->text, "%s", text);
-    a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_SPACE;
+    a->attention |= kind == RL_EVENT_FAIL || kind == RL_EVENT_SPACE || kind == RL_EVENT_BAD_BLOCK;
     pthread_cond_broadcast(&a->events_cond);
     pthread_mutex_unlock(&a->events_lock);
 }
@@ -148,7 +148,7 @@ static void release(rl_array *a)
         struct device *d = a->devices[i];
         if (d->member)
             atomic_fetch_sub(&d->member->users, 1);
-        free(d->bad);
+        rl_bad_free(d);
         free(d);
     }
     free_pool(a);
@@ -161,6 +161,7 @@ static void release(rl_array *a)
     pthread_mutex_destroy(&a->events_lock);
     pthread_cond_destroy(&a->events_cond);
     pthread_rwlock_destroy(&a->config);
+    pthread_rwlock_destroy(&a->bad_lock);
     if (a->fork_canary)
         munmap((void *)(uintptr_t)a->fork_canary, RL_BUFFER_ALIGN);
     free(a);
@@ -173,6 +174,7 @@ static void init_locks(rl_array *a)
     pthread_rwlockattr_setkind_np(&writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&a->config, &writers_first);
     pthread_rwlockattr_destroy(&writers_first);
+    pthread_rwlock_init(&a->bad_lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -372,7 +374,8 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
                                          .recovered_sectors = atomic_load(&d->recovered),
                                          .read_errors = atomic_load(&d->read_errors),
                                          .corrected_reads = atomic_load(&d->corrected_reads),
-                                         .bad_block_count = d->bad_count};
+                                         .write_errors = atomic_load(&d->write_errors),
+                                         .bad_block_count = atomic_load(&d->bad_count)};
         memcpy(out->reason, d->reason, sizeof out->reason);
     }
     pthread_rwlock_unlock(&a->config);

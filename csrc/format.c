@@ -702,3 +702,28 @@ int rl_badblocks_decode(const void *log, size_t length, unsigned shift, uint64_t
     }
     return (int)count;
 }
+
+int rl_badblocks_encode(const uint64_t *pairs, unsigned count, unsigned shift, void *log, size_t length)
+{
+    static const char call[] = "rl_badblocks_encode";
+    uint64_t most = length / 8, used = 0;
+    if (shift >= 64)
+        return rl_fail(EINVAL, call, -1, 0, "a unit of 512 << %u bytes", shift);
+    if (log)
+        memset(log, 0xff, length);
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t first = pairs[2 * i], end = first + pairs[2 * i + 1], unit = 1ull << shift;
+        if (first % unit || end % unit || end <= first || (end >> shift) >> (64 - BAD_BLOCKS_LENGTH_BITS))
+            return rl_fail(EINVAL, call, -1, 0, "bad sectors %" PRIu64 " to %" PRIu64 " cannot be named in units of %" PRIu64, first, end,
+                           unit);
+        for (uint64_t at = first >> shift, step = 0; at < end >> shift; at += step) {
+            step = rl_min((end >> shift) - at, BAD_BLOCKS_LENGTH_MAX);
+            if (log && used == most)
+                return rl_fail(ENOSPC, call, -1, 0, "the bad-block log holds %" PRIu64 " entries", most);
+            if (log)
+                block_put((uint8_t *)log + 8 * used, 8, at << BAD_BLOCKS_LENGTH_BITS | step);
+            used++;
+        }
+    }
+    return (int)used;
+}

@@ -5,7 +5,7 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
+ *   4. array->bad_lock, events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
  * A member may be an array: under 1 to 3 of the outer one come all of the inner one's (member_array.c, A1), never the other way round.
  */
 #ifndef RAIDLIB_INTERNAL_H
@@ -131,6 +131,12 @@ void rl_lane_free(struct lane *lane);
 #define RL_EVENTS_MAX 256u
 #define RL_FAILED_MAX 64u /* devices that one request can find dead */
 
+/* Ranges of sectors: pairs {first, sectors}, sorted, disjoint (badblocks.c). */
+struct ranges {
+    uint64_t *pairs;
+    uint32_t count, room;
+};
+
 struct device {
     rl_member *member; /* NULL once removed */
     struct rl_superblock sb; /* its own fields; the array-wide ones are stamped in at each commit */
@@ -139,9 +145,11 @@ struct device {
     int32_t last_slot; /* config lock: where it was before it was out, or -1 */
     _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
     uint64_t durable; /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
-    uint64_t *bad; /* pairs {first, sectors} relative to data_offset, sorted */
-    uint32_t bad_count;
-    _Atomic uint64_t read_errors, corrected_reads;
+    struct ranges bad, logged; /* bad_lock: blocks not to be read; what the log on the device says of them, or will once it is written */
+    atomic_uint bad_count; /* of `bad`, to be looked at without the lock */
+    bool log_usable; /* the device has a log that may be written */
+    bool log_stale; /* bad_lock; `logged` is not on the device yet */
+    _Atomic uint64_t read_errors, corrected_reads, write_errors;
     atomic_bool
         doubted; /* I11: a request found it failed, and it is not out yet. Set under config shared and doubt_lock, cleared under config exclusive */
     bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
@@ -173,7 +181,9 @@ struct rl_array {
     int32_t slot_device[RL_SLOTS_MAX]; /* config: device in the slot (in sync or rebuilding), or -1 */
     int32_t replacement[RL_SLOTS_MAX]; /* config: second device of the slot, or -1 */
     struct rl_superblock sb; /* config: the array-wide fields */
-    uint32_t uneven; /* config: devices that are good in part only (rebuilding, bad blocks) */
+    atomic_uint uneven; /* devices that are good in part only (rebuilding, bad blocks), or more */
+    pthread_rwlock_t bad_lock;
+    atomic_bool marks_due; /* I12: a mark is not in its log yet */
     atomic_bool active; /* the superblocks say that writes may be open; set under config exclusive */
     atomic_bool broken; /* a member that the content needs is gone */
     atomic_bool full; /* no space is left under a member: nothing is written until the service finds that there is (io.c) */
@@ -241,6 +251,8 @@ void rl_request_doubted(struct request *rq);
 int rl_request_settle(struct request *rq);
 /* config lock held, either way. */
 int rl_device_for_read(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
+/* May it be written: a device of the slot has come so far (I8)? Bad blocks may. */
+bool rl_slot_open(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
 bool rl_device_usable(const rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
 void rl_device_lost(rl_array *a, uint32_t device); /* config exclusive */
 void rl_present_slots(const rl_array *a, int32_t without, uint8_t *present); /* in sync, by slot */
@@ -255,6 +267,42 @@ int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index
 uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
 bool rl_enough_without(const rl_array *a, int32_t device);
 struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length);
+
+/* recover.c: the steps of a recovery. Where it must go on: the lowest point that a target has reached (false: there is no target). No config lock held. */
+bool rl_recovery_start(rl_array *a, uint64_t *sector);
+/* One slice from `sector` on, at most to `total`; *sectors: how much. config shared */
+int rl_recover_slice(struct request *rq, struct workspace *w, uint64_t sector, uint64_t total, uint64_t *sectors);
+/* Targets that are complete take their place; an original that was replaced is out. No config lock held. */
+int rl_recovery_finish(rl_array *a, uint64_t total);
+
+/* badblocks.c. Marks and clears: stripe lock held (or the range is nobody else's); sectors count from data_offset. */
+#define RL_WRITE_ERRORS_MAX \
+    64u /* blocks that a member may fail to write in one session; with one more it is out, if the content can do without it */
+struct losses { /* of the writes of one piece: parts that failed, and which failed as a whole (valid if any failed) */
+    bool hard[2 * RL_VECTOR_MAX];
+    unsigned count;
+    struct {
+        unsigned io;
+        uint64_t at, length;
+    } of[RL_WRITE_ERRORS_MAX];
+};
+bool rl_is_medium_error(int error);
+bool rl_is_unreadable(const struct request *rq, int rc); /* blocks can be neither read nor computed, and no member was lost meanwhile */
+bool rl_bad_log_usable(const rl_array *a, const struct device *d);
+bool rl_bad_take(rl_array *a, struct device *d, const uint64_t *pairs, uint32_t count); /* at open; false: no memory */
+void rl_bad_free(struct device *d);
+bool rl_bad_has(const rl_array *a, const struct device *d, uint64_t sector, uint64_t sectors);
+uint64_t rl_bad_run(const rl_array *a, const struct device *d, uint64_t sector, uint64_t sectors);
+bool rl_bad_mark(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors); /* false: it has no log, or that is full */
+void rl_bad_clear(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
+void rl_bad_note_durable(rl_array *a);
+bool rl_bad_stale(const rl_array *a);
+bool rl_bad_logged(const rl_array *a, const struct device *d); /* its log is not empty */
+int rl_bad_write_log(struct device *d);
+/* Counts a block that could not be written, if it was good; false: the member is to be failed for it. */
+bool rl_bad_tolerable(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
+bool rl_bad_narrow(struct request *rq, const struct rl_io *ios, unsigned index, struct losses *lost);
+void rl_bad_settle_writes(struct request *rq, const struct rl_io *ios, unsigned count, const struct losses *lost);
 
 /* metadata.c; config lock exclusive */
 int rl_metadata_commit(rl_array *a);
@@ -283,8 +331,11 @@ void rl_zero_run(struct rl_io *ios, unsigned count, uint32_t flags);
 /* The slow ways to read one segment that lies in one chunk: from what is left, in rq->w. */
 int rl_mirror_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
-/* Judges the results of a piece's writes: notes what failed; -ENOSPC, or -EIO where nothing was written. */
-int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count);
+/* Judges the results of a piece's writes: notes what members failed, and in `lost` what single blocks did. -ENOSPC; -EIO where nothing was written, or where `bears` says that
+ * the content cannot do without a block (lost->of[which]). 0: rl_bad_settle_writes is to mark them. */
+typedef bool rl_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                      unsigned which);
+int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context, struct losses *lost);
 /* A piece was written in part and could not be undone: parity or copies do not agree from there on, and a resync has to mend it. */
 void rl_set_resync_back(rl_array *a, uint64_t sector);
 /* Writes `length` good bytes over a sector that could not be read, and reads them back from the device. */

@@ -1,7 +1,7 @@
 /* metadata.c: when superblocks are written, and in which order. Everything here runs with the config lock held exclusively: no request is under way.
  *
- * A commit raises `events` by one and writes the superblock of every device that is not faulty, spares included, then flushes. A device that cannot take its
- * superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
+ * A commit raises `events` by one and writes the superblock of every device that is not faulty, spares included, then flushes. A device's bad-block
+ * log, where it has changed, comes before its superblock (badblocks.c). A device that cannot take its superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
  *
  *   clean ──rl_metadata_set_active (before the first write)──► active ──rl_metadata_set_clean (idle, close; after a flush)──► clean
  */
@@ -72,6 +72,8 @@ void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_supe
         out->feature_map |= RL_FEATURE_RECOVERY | (d->state == RL_DEVICE_REPLACEMENT ? RL_FEATURE_REPLACEMENT : 0u);
         out->recovery_offset = d->durable;
     }
+    if (rl_bad_logged(a, d))
+        out->feature_map |= RL_FEATURE_BAD_BLOCKS;
     if (a->sb.version == 90)
         stamp_090(a, d, out);
     else
@@ -83,10 +85,13 @@ static bool takes_superblock(const struct device *d)
     return d->state != RL_DEVICE_FAULTY && d->state != RL_DEVICE_REMOVED;
 }
 
-static int write_superblock(const rl_array *a, const struct device *d)
+static int write_superblock(const rl_array *a, struct device *d)
 {
     _Alignas(RL_BUFFER_ALIGN) uint8_t block[RL_SB_BYTES];
     struct rl_superblock sb;
+    int rc = rl_bad_write_log(d); /* I12: before the superblock, which may pass what it names */
+    if (rc)
+        return rc;
     rl_metadata_stamp(a, d, &sb);
     rl_superblock_encode(&sb, block);
     struct rl_io io[2] = {
@@ -136,6 +141,8 @@ static int write_superblocks(rl_array *a)
         if (again)
             raise_events(a);
     }
+    if (rc == 0)
+        atomic_store(&a->marks_due, false);
     return rc;
 }
 
@@ -181,6 +188,7 @@ void rl_note_durable(rl_array *a)
     for (uint32_t i = 0; i < a->device_count; i++)
         a->devices[i]->durable = atomic_load(&a->devices[i]->recovered);
     a->resync_durable = atomic_load(&a->resync);
+    rl_bad_note_durable(a);
 }
 
 /* Takes the config lock exclusively with all devices flushed: a first time beside the users, so that the flush that holds them up finds little to do.
@@ -217,7 +225,7 @@ int rl_metadata_set_clean(rl_array *a)
     uint64_t failures = rl_flush_devices(a, &rq);
     if (failures == 0)
         rl_note_durable(a);
-    if (failures == 0 && (!redundant || !atomic_load(&a->active)))
+    if (failures == 0 && !rl_bad_stale(a) && (!redundant || !atomic_load(&a->active)))
         return 0;
     for (unsigned i = 0; i < rq.failed_count; i++) {
         uint32_t device = rq.failed[i].device;

@@ -128,6 +128,10 @@ static int make_copies_agree(struct request *rq, struct workspace *w, unsigned c
         short_of_space++;
     uint64_t step = RL_SLICE_BYTES, length = w->io[0].length;
     int rc = now && rq->a->g.copies > 1 ? 0 : -ENOMEM;
+    const struct rl_io *that = &w->io[short_of_space];
+    const struct device *d = rq->a->devices[that->device];
+    if (rl_bad_has(rq->a, d, that->offset / RL_SECTOR - d->sb.data_offset, length / RL_SECTOR))
+        return -EIO; /* it is not to be read */
     for (uint64_t at = 0; rc == 0 && at < length; at += step) {
         step = rl_min(step, length - at);
         for (unsigned j = 0; rc == 0 && j <= count; j++) {
@@ -146,10 +150,30 @@ static int make_copies_agree(struct request *rq, struct workspace *w, unsigned c
     return rc;
 }
 
+/* Another copy of the block is there: written now. */
+static bool copies_bear(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                        unsigned which)
+{
+    uint64_t at = lost->of[which].at, end = at + lost->of[which].length;
+    unsigned good = 0;
+    (void)a, (void)context, (void)ios; /* no copy but those that are written now counts */
+    for (unsigned i = 0; i < count; i++) {
+        bool there = !lost->hard[i];
+        for (unsigned l = 0; l < lost->count; l++)
+            there &= lost->of[l].io != i || lost->of[l].at >= end || lost->of[l].at + lost->of[l].length <= at;
+        good += there;
+    }
+    return good > 0;
+}
+
 static int judge_copies(struct request *rq, struct workspace *w, const struct rl_place *places, unsigned count, uint64_t offset)
 {
-    int rc = rl_judge_writes(rq, w->io, count);
-    if (rl_is_space_error(rc) && make_copies_agree(rq, w, count))
+    struct losses lost;
+    int rc = rl_judge_writes(rq, w->io, count, copies_bear, NULL, &lost);
+    bool differ = rc == -EIO || (rl_is_space_error(rc) && make_copies_agree(rq, w, count));
+    if (rc == 0)
+        rl_bad_settle_writes(rq, w->io, count, &lost);
+    if (differ)
         rl_set_resync_back(rq->a, rq->a->g.level == 10 ? offset / RL_SECTOR : places[0].sector);
     return rc;
 }

@@ -226,6 +226,10 @@ uint16_t rl_superblock_role(const struct rl_superblock *sb);
 /* A bad-block log of `length` bytes -> entries {first sector, sectors} with absolute member sectors (md-format.md 1.9). Returns the number of entries
  * (at most `max`), or -EINVAL for a malformed one. pairs holds 2 * max numbers. */
 int rl_badblocks_decode(const void *log, size_t length, unsigned shift, uint64_t *pairs, unsigned max);
+#define RL_BADBLOCKS_BYTES 4096 /* of a log at most */
+/* The inverse: `count` sorted, disjoint pairs {first sector, sectors}, in whole units, as the `length` bytes of a log, long ranges as several entries. Returns the number
+ * of entries, which with log NULL is all that it does; -ENOSPC if they do not fit, -EINVAL for a range that no entry can name. */
+int rl_badblocks_encode(const uint64_t *pairs, unsigned count, unsigned shift, void *log, size_t length);
 
 /* ---- Members (member.c) ------------------------------------------------------------------------------------------- */
 
@@ -298,8 +302,8 @@ struct rl_record {
     uint64_t begun, ended; /* ended 0: still under way */
     uint64_t offset, length; /* on the member */
     uint32_t member; /* its number, as given to rl_member_open_fault */
-    uint32_t op;     /* RL_RECORD_* */
-    int32_t result;  /* 0 or -errno: the member's answer */
+    uint32_t op; /* RL_RECORD_* */
+    int32_t result; /* 0 or -errno: the member's answer */
 };
 /* Keeps at most about limit_bytes. What no longer fits is not kept: requests go on, the record ends there, and rl_recorder_count says so. */
 int rl_recorder_new(uint64_t limit_bytes, rl_recorder **out);
@@ -340,7 +344,7 @@ int rl_member_open_fault(rl_member *inner, uint64_t seed, rl_recorder *recorder,
 struct rl_fault_rule {
     uint32_t size_of;
     uint32_t kind; /* RL_FAULT_* */
-    uint32_t ops;  /* RL_FAULT_ON_* */
+    uint32_t ops; /* RL_FAULT_ON_* */
     int32_t error; /* errno */
     uint64_t first_sector, sectors; /* reads and writes that touch this range of the member only; sectors 0: all */
     uint64_t after; /* so many of those requests pass first */
@@ -369,7 +373,7 @@ int rl_fault_count(rl_member *member, int rule, struct rl_fault_counts *out);
 
 /* What a device is in an array. */
 #define RL_DEVICE_IN_SYNC 1
-#define RL_DEVICE_REBUILDING 2  /* in its slot, good below recovered_sectors */
+#define RL_DEVICE_REBUILDING 2 /* in its slot, good below recovered_sectors */
 #define RL_DEVICE_REPLACEMENT 3 /* a second device of an occupied slot, good below recovered_sectors */
 #define RL_DEVICE_SPARE 4
 #define RL_DEVICE_FAULTY 5
@@ -384,7 +388,7 @@ struct rl_device_config {
     uint32_t state;
     int32_t slot; /* -1 for a spare */
     const struct rl_superblock *superblock; /* its own; copied */
-    const uint64_t *bad_blocks; /* pairs {first sector, sectors}, absolute, sorted; copied */
+    const uint64_t *bad_blocks; /* pairs {first sector, sectors}, absolute, disjoint; copied */
     uint32_t bad_block_count;
     uint64_t recovered_sectors; /* RL_DEVICE_REBUILDING, _REPLACEMENT */
 };
@@ -466,7 +470,8 @@ struct rl_device_status {
     uint32_t dev_number;
     uint64_t recovered_sectors;
     uint64_t read_errors, corrected_reads;
-    uint64_t bad_block_count;
+    uint64_t write_errors; /* blocks that could not be written, and are marked as bad for it */
+    uint64_t bad_block_count; /* ranges */
     char reason[160]; /* why it is faulty */
 };
 int rl_array_device(rl_array *array, uint32_t device, struct rl_device_status *out);
@@ -476,7 +481,7 @@ int rl_array_superblock(rl_array *array, uint32_t device, struct rl_superblock *
 /* ---- Service, events (service.c) ---------------------------------------------------------------------------------- */
 
 /* What belongs to no request: marks the idle array clean, heartbeats the members. Runs on the owner's thread. 0: rl_array_stop() was called; 1: a device has
- * failed and a spare is there, or a write found no space and a resync is due: act, and call again. */
+ * failed (or cannot write a block) and a spare is there, or a write found no space and a resync is due: act, and call again. */
 int rl_array_run(rl_array *array);
 /* Makes rl_array_run and rl_event_wait return; they return at once from then on. */
 void rl_array_stop(rl_array *array);
@@ -491,8 +496,9 @@ int rl_array_service(rl_array *array);
 #define RL_EVENT_NO_SPACE 6
 #define RL_EVENT_ADDED 7
 #define RL_EVENT_REMOVED 8
+#define RL_EVENT_BAD_BLOCK 10 /* a block of the device is marked as bad */
 #define RL_EVENT_REPLACED 9 /* the device is out of its slot, which its replacement has taken */
-#define RL_EVENT_SPACE 10 /* there is space again */
+#define RL_EVENT_SPACE 11 /* there is space again */
 struct rl_event {
     uint32_t kind;
     int32_t device, slot;

@@ -9,6 +9,7 @@
  *   I7  Nothing is written before everything that will be written is in memory: so a member that dies during the writes costs nothing but itself.
  *   I8  The blocks of an unusable member above its `recovered` point are never written: the rebuild will, under the same lock.
  *   I10 In a degraded stripe, a write that fails in part and cannot be completed by failing a member is undone: else the blocks that can only be computed would change.
+ *   I14 Where a stripe lacks more blocks than its parity makes up for, what is written is written, and the parity marked as bad: none is left that does not fit.
  *   I9  Where parity is not known to be in sync (above `resync`), it is recomputed from the data, never updated.
  */
 #include "internal.h"
@@ -52,6 +53,11 @@ void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, u
     }
     if (rl_is_space_error(io.result)) /* stays unreadable; not the member's fault */
         return;
+    if (rl_is_medium_error(io.result) && rl_bad_tolerable(a, device, offset / RL_SECTOR, length / RL_SECTOR) &&
+        rl_bad_mark(a, device, offset / RL_SECTOR, length / RL_SECTOR)) {
+        rl_event_post(a, RL_EVENT_BAD_BLOCK, (int32_t)device, offset, "a block that can be neither read nor written is marked as bad");
+        return;
+    }
     if (io.result || memcmp(back, good, length) != 0) {
         rl_request_failed(rq, device, io.result ? io.result : -EIO);
         return;
@@ -69,24 +75,53 @@ void rl_set_resync_back(rl_array *a, uint64_t sector)
         ;
 }
 
-int rl_judge_writes(struct request *rq, const struct rl_io *ios, unsigned count)
+/* Finds out which blocks of failed writes it is that cannot be written; members for which that is no answer are failed. */
+static void judge_failures(struct request *rq, struct rl_io *ios, unsigned count, struct losses *lost)
 {
-    unsigned written = 0;
-    bool no_space = false;
+    memset(lost->hard, 0, sizeof lost->hard);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned before = lost->count;
+        if (ios[i].result == 0)
+            continue;
+        lost->hard[i] = !rl_bad_narrow(rq, ios, i, lost);
+        if (lost->hard[i]) {
+            lost->count = before;
+            rl_request_failed(rq, ios[i].device, ios[i].result);
+        } else if (lost->count == before) {
+            ios[i].result = 0; /* it was not a block that failed */
+        }
+    }
+}
+
+int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context, struct losses *lost)
+{
+    unsigned written = 0, no_space = 0;
+    lost->count = 0;
     for (unsigned i = 0; i < count; i++) {
         written += ios[i].result == 0;
         if (rl_is_space_error(ios[i].result)) {
-            no_space = true;
+            no_space++;
             rl_note_full(rq->a, (int32_t)ios[i].device);
-        } else if (ios[i].result)
+        }
+    }
+    for (unsigned i = 0; no_space && i < count; i++) {
+        if (ios[i].result && !rl_is_space_error(ios[i].result))
             rl_request_failed(rq, ios[i].device, ios[i].result);
     }
     if (no_space) {
         return rl_fail(ENOSPC, "rl_array_pwrite", -1, 0, "no space is left under a member; no member was failed for it");
     }
-    if (written == 0)
-        return rl_fail(EIO, "rl_array_pwrite", -1, 0, "no member took the write");
-    return 0;
+    if (written < count) {
+        judge_failures(rq, ios, count, lost);
+        for (unsigned l = 0; l < lost->count; l++) {
+            if (!bears(rq->a, context, ios, count, lost, l))
+                return rl_fail(EIO, "rl_array_pwrite", -1, 0, "a block cannot be written, and nothing is left to make up for it");
+        }
+        written = 0;
+        for (unsigned i = 0; i < count; i++)
+            written += !lost->hard[i];
+    }
+    return written ? 0 : rl_fail(EIO, "rl_array_pwrite", -1, 0, "no member took the write");
 }
 
 /* ---- fetch: blocks of a stripe, from the members or by the code --------------------------------------------------- */
@@ -276,27 +311,33 @@ struct rect {
     const char *source;       /* of the first column; the next is a chunk further */
     uint64_t chunk_bytes;
     bool stable, edges;       /* edges: from or to differ: old bytes must be kept */
-    uint8_t touched[RL_VECTOR_MAX], live[RL_VECTOR_MAX];
+    uint8_t touched[RL_VECTOR_MAX];
+    uint8_t live[RL_VECTOR_MAX], open[RL_VECTOR_MAX]; /* can be read; can be written, which a bad block can be too */
+    uint8_t put[RL_VECTOR_MAX]; /* will be written */
     const char *source_of[RL_VECTOR_MAX];
     const void *final[RL_VECTOR_MAX]; /* what will be written */
 };
 
 static int rect_look(const rl_array *a, struct rect *r)
 {
-    unsigned lost = 0, parities = 0;
+    unsigned homeless = 0, lost = 0, parities = 0;
     uint64_t sector = stripe_sector(a, &r->st, r->from), sectors = (r->to - r->from) / RL_SECTOR;
     memset(r->touched, 0, sizeof r->touched);
-    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
-        r->live[i] = r->st.slot_of[i] >= 0 && rl_device_for_read(a, (uint32_t)r->st.slot_of[i], sector, sectors) >= 0;
-        lost += i < r->st.nd && r->st.slot_of[i] >= 0 && !r->live[i];
-        parities += i >= r->st.nd && r->live[i];
-    }
     for (unsigned j = 0; j < r->columns; j++) {
         unsigned i = r->st.position[r->first + j];
         r->touched[i] = 1;
         r->source_of[i] = r->source ? r->source + j * r->chunk_bytes : NULL;
     }
-    if (lost > parities)
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        int slot = r->st.slot_of[i];
+        r->live[i] = slot >= 0 && rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0;
+        r->open[i] = slot >= 0 && rl_slot_open(a, (uint32_t)slot, sector, sectors);
+        r->put[i] = r->open[i] && (r->touched[i] || i >= r->st.nd);
+        homeless += slot >= 0 && r->touched[i] && !r->open[i];
+        lost += i < r->st.nd && slot >= 0 && !r->put[i] && !r->live[i];
+        parities += i >= r->st.nd && r->open[i];
+    }
+    if (homeless && lost > parities) /* what has no device of its own would be nowhere */
         return rl_fail(EIO, "rl_array_pwrite", -1, sector * RL_SECTOR, "more members are missing than the level bears");
     return 0;
 }
@@ -305,7 +346,7 @@ static int rect_look(const rl_array *a, struct rect *r)
 static bool rect_updates(const rl_array *a, const struct rect *r)
 {
     unsigned parities = 0, update = r->columns, recompute = 0;
-    bool touched_lost = false, other_lost = false;
+    bool touched_lost = false, other_lost = false, bad_parity = false;
     for (unsigned i = 0; i < r->st.nd; i++) {
         if (r->st.slot_of[i] < 0)
             continue;
@@ -313,10 +354,14 @@ static bool rect_updates(const rl_array *a, const struct rect *r)
         other_lost |= (!r->touched[i] || r->edges) && !r->live[i];
         recompute += !r->touched[i] || r->edges;
     }
-    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++)
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
         parities += r->live[i];
-    if (parities == 0)
+        bad_parity |= r->open[i] && !r->live[i];
+    }
+    if (parities == 0 && !bad_parity)
         return true; /* nothing to keep true */
+    if (bad_parity && !other_lost)
+        return false; /* it is good again with this write */
     uint64_t end = stripe_sector(a, &r->st, r->to);
     if (touched_lost || end > atomic_load(&a->resync)) /* I9 */
         return false;
@@ -330,7 +375,7 @@ static int rect_update(struct request *rq, struct workspace *w, struct rect *r)
     void *parity[RL_PARITY_MAX] = {0};
     unsigned parities = 0;
     for (unsigned p = 0; p < r->st.np; p++)
-        parities += want[r->st.nd + p] = r->live[r->st.nd + p];
+        parities += want[r->st.nd + p] = r->put[r->st.nd + p] = r->live[r->st.nd + p]; /* a bad one stays bad */
     for (unsigned i = 0; i < r->st.nd; i++)
         want[i] = r->touched[i] && (parities || r->edges);
     int rc = rl_stripe_fetch(rq, &r->st, w, r->from, r->to - r->from, 0, want, 0);
@@ -377,7 +422,7 @@ static int rect_recompute(struct request *rq, struct workspace *w, struct rect *
         return rc;
     for (unsigned i = 0; i < nd + np; i++) {
         void **own = i < nd ? &w->block[i] : &w->fresh[i - nd];
-        bool used = i < nd ? r->st.slot_of[i] >= 0 && !(r->touched[i] && in_place) : r->live[i];
+        bool used = i < nd ? r->st.slot_of[i] >= 0 && !(r->touched[i] && in_place) : r->open[i];
         r->final[i] = used ? rl_workspace_block(w, own) : i < nd && r->touched[i] ? r->source_of[i] : NULL;
         if (used && !r->final[i])
             return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
@@ -404,7 +449,7 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
     unsigned n = 0;
     uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
     for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
-        if (!r->live[i] || (i < r->st.nd && !r->touched[i]))
+        if (!r->put[i])
             continue;
         unsigned added = rl_slot_writes(a, (uint32_t)r->st.slot_of[i], (void *)(uintptr_t)r->final[i], sector, length, &w->io[n]);
         for (; added > 0; added--)
@@ -413,23 +458,28 @@ static unsigned rect_writes(const rl_array *a, struct workspace *w, const struct
     return n;
 }
 
-/* I10: is there a block that can only be computed? A write that fails in part would change it to what nobody has ever written. */
-static bool rect_fragile(const struct rect *r)
+/* I10: is there a block that can only be computed? A write that fails in part would change it to what nobody has ever written: most of all (*untouched) one that is
+ * not written at all. */
+static bool rect_fragile(const struct rect *r, bool *untouched)
 {
+    bool fragile = *untouched = false;
     for (unsigned i = 0; i < r->st.nd; i++) {
-        if (r->st.slot_of[i] >= 0 && !r->live[i])
-            return true;
+        bool lost = r->st.slot_of[i] >= 0 && !r->live[i];
+        fragile |= lost;
+        *untouched |= lost && (!r->touched[i] || r->edges);
     }
-    return false;
+    return fragile;
 }
 
 /* Puts the old blocks back under a write that failed in part. A device that did not take the new ones whole may have taken some: those are found by comparison, for
  * writing the others again could fail again. */
-static int rect_undo(struct request *rq, struct workspace *old, struct rl_io *ios, unsigned count)
+static int rect_undo(struct request *rq, const struct rect *r, struct workspace *old, struct rl_io *ios, unsigned count)
 {
     uint64_t block = rq->a->block_bytes;
     _Alignas(RL_BUFFER_ALIGN) char now[RL_BUFFER_ALIGN];
     for (unsigned j = 0; j < count; j++) {
+        if (!r->live[ios[j].tag]) /* it was bad before, and stays so */
+            continue;
         char *before = old->block[ios[j].tag];
         uint64_t step = ios[j].result ? block : ios[j].length;
         for (uint64_t at = 0; at < ios[j].length; at += step) {
@@ -445,7 +495,11 @@ static int rect_undo(struct request *rq, struct workspace *old, struct rl_io *io
             io.buffer = before + at;
             io.op = RL_OP_WRITE;
             rl_io_run(&io, 1);
-            if (io.result)
+            uint64_t sector = io.offset / RL_SECTOR - rq->a->devices[io.device]->sb.data_offset;
+            if (rl_is_medium_error(io.result) && rl_bad_mark(rq->a, io.device, sector, step / RL_SECTOR))
+                rl_event_post(rq->a, RL_EVENT_BAD_BLOCK, (int32_t)io.device, sector * RL_SECTOR,
+                              "a block that the content needs can neither be written nor put back: it is marked as bad");
+            else if (io.result)
                 return io.result;
         }
     }
@@ -482,24 +536,104 @@ static int rect_restripe(struct request *rq, struct workspace *w, const struct r
     return rc;
 }
 
+/* After writes of which some failed: is every data block of the stripe still there, or can it be computed? Bytes [at, end) of the rectangle. */
+static bool rect_is_whole(const rl_array *a, const struct rect *r, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                          uint64_t at, uint64_t end)
+{
+    uint64_t sector = stripe_sector(a, &r->st, r->from + at), sectors = (end - at) / RL_SECTOR;
+    uint8_t good[RL_VECTOR_MAX] = {0};
+    unsigned data = 0, parities = 0;
+    for (unsigned j = 0; j < count; j++) {
+        bool there = ios[j].result == 0 || !lost->hard[j];
+        for (unsigned l = 0; l < lost->count; l++)
+            there &= lost->of[l].io != j || lost->of[l].at >= end || lost->of[l].at + lost->of[l].length <= at;
+        good[ios[j].tag] |= there;
+    }
+    for (unsigned i = 0; i < r->st.nd + r->st.np; i++) {
+        int slot = r->st.slot_of[i];
+        bool there = good[i] || (slot >= 0 && !r->put[i] && rl_device_for_read(a, (uint32_t)slot, sector, sectors) >= 0);
+        data += i < r->st.nd && slot >= 0 && !there;
+        parities += i >= r->st.nd && there;
+    }
+    return data <= parities;
+}
+
+static bool rect_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
+                       unsigned which)
+{
+    return rect_is_whole(a, context, ios, count, lost, lost->of[which].at, lost->of[which].at + lost->of[which].length);
+}
+
 /* A write failed in part. Members that the content can do without are simply out, and the others agree (I7). Else the stripe must be made whole: by the old blocks,
  * or by parity anew; where neither succeeds a resync is due, and a fragile stripe is the end of the array's promises. */
-static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count, int rc)
+static int rect_mend(struct request *rq, struct workspace *w, struct workspace *old, struct rect *r, unsigned count,
+                     const struct losses *lost, int rc)
 {
     rl_array *a = rq->a;
-    bool needed = false;
+    bool needed = false, hard = false;
     for (unsigned j = 0; j < rq->failed_count; j++)
         needed |= !rl_enough_without(a, (int32_t)rq->failed[j].device);
-    if (rc == 0 && !needed)
+    for (unsigned j = 0; j < count; j++)
+        hard |= rc == 0 && w->io[j].result && lost->hard[j];
+    /* the content as a whole may do without a member that this stripe needs, because others have bad blocks in it */
+    bool whole = !hard || rect_is_whole(a, r, w->io, count, lost, 0, r->to - r->from);
+    if (rc == 0 && !needed && whole) {
+        rl_bad_settle_writes(rq, w->io, count, lost);
         return 0;
-    int mended = old ? rect_undo(rq, old, w->io, count) : rect_restripe(rq, w, r);
+    }
+    int mended = old ? rect_undo(rq, r, old, w->io, count) : rect_restripe(rq, w, r);
     if (mended) {
         rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
         if (old && !atomic_exchange(&a->broken, true))
             rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
                           "a degraded stripe could be neither written nor put back: the array has failed");
     }
+    if (rc == 0 && !whole)
+        rc = rl_fail(EIO, "rl_array_pwrite", -1, stripe_sector(a, &r->st, r->from) * RL_SECTOR,
+                     "stripe %llu: a member failed, and bad blocks of others leave nothing to make up for it",
+                     (unsigned long long)r->st.number);
     return rc;
+}
+
+/* The way that reads less; where blocks cannot be read, and not be computed by it, the other one may do. */
+static int rect_compute(struct request *rq, struct workspace *w, struct rect *r)
+{
+    bool update = rect_updates(rq->a, r), known = stripe_sector(rq->a, &r->st, r->to) <= atomic_load(&rq->a->resync); /* I9 */
+    int rc = update ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
+    if (rc != -EIO || rq->failed_count || (!update && !known))
+        return rc;
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++)
+        r->put[i] = r->open[i];
+    return update ? rect_recompute(rq, w, r) : rect_update(rq, w, r);
+}
+
+/* More blocks of the stripe are unreadable than its parity makes up for, so no parity can be made to fit. It is given up here (marked as bad before anything is written),
+ * and whole blocks that are written are good again. One block high. */
+static int rect_without_parity(struct request *rq, struct workspace *w, struct rect *r)
+{
+    rl_array *a = rq->a;
+    uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        if (r->touched[i] && (!r->open[i] || r->edges))
+            return -EIO;
+        char *copy = r->touched[i] ? rl_workspace_block(w, &w->block[i]) : NULL;
+        if (r->touched[i] && !copy)
+            return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        r->final[i] = copy ? memcpy(copy, r->source_of[i], length) : NULL;
+    }
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
+        struct rl_io io[2];
+        unsigned n = r->open[i] ? rl_slot_writes(a, (uint32_t)r->st.slot_of[i], NULL, sector, length, io) : 0;
+        for (unsigned j = 0; j < n; j++) {
+            if (!rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR))
+                return rl_fail(
+                    EIO, "rl_array_pwrite", -1, sector * RL_SECTOR,
+                    "other blocks of stripe %llu cannot be read, and its parity, which does not fit any more, cannot be marked as bad",
+                    (unsigned long long)r->st.number);
+        }
+        r->put[i] = 0;
+    }
+    return 0;
 }
 
 /* 1: a member failed before anything was written (I7): once more, without it. */
@@ -508,24 +642,34 @@ static int rect_write(struct request *rq, struct workspace *w, struct rect *r)
     rl_array *a = rq->a;
     uint8_t want[RL_VECTOR_MAX] = {0};
     struct workspace *old = NULL;
+    bool untouched = false;
     unsigned doubted = atomic_load(&a->doubted);
     int rc = rect_look(a, r);
-    if (rc == 0 && rect_fragile(r)) {
+    if (rc == 0 && rect_fragile(r, &untouched)) {
         old = rl_workspace_second(a);
         for (unsigned i = 0; i < r->st.nd + r->st.np; i++)
             want[i] = r->live[i] && (i >= r->st.nd || r->touched[i]);
         rc = old ? rl_stripe_fetch(rq, &r->st, old, r->from, r->to - r->from, 0, want, 0)
                  : rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        if (rc && old) {
+            rl_workspace_put(a, old);
+            old = NULL;
+        }
+        if (rl_is_unreadable(rq, rc) && !untouched)
+            rc = 0; /* all of what is lost is written anew: that an old block cannot be read must not stand in its way */
     }
     if (rc == 0)
-        rc = rect_updates(a, r) ? rect_update(rq, w, r) : rect_recompute(rq, w, r);
+        rc = rect_compute(rq, w, r);
+    if (r->to - r->from <= a->block_bytes && rl_is_unreadable(rq, rc))
+        rc = rect_without_parity(rq, w, r);
     if (rc == 0 && atomic_load(&a->doubted) != doubted) {
         rc = 1;
     } else if (rc == 0) {
+        struct losses lost;
         unsigned n = rect_writes(a, w, r);
         rl_io_run(w->io, n);
-        rc = rl_judge_writes(rq, w->io, n);
-        rc = rect_mend(rq, w, old, r, n, rc);
+        rc = rl_judge_writes(rq, w->io, n, rect_bears, r, &lost);
+        rc = rect_mend(rq, w, old, r, n, &lost, rc);
     }
     if (old)
         rl_workspace_put(a, old);
@@ -546,20 +690,26 @@ int64_t rl_stripe_write(struct request *rq, struct workspace *w, const void *buf
         r.high = chunk_bytes;
     }
     int rc = 0;
-    uint64_t total = r.columns * (r.high - r.low), end = r.high;
+    uint64_t total = r.columns * (r.high - r.low), end = r.high, careful = 0;
     pthread_mutex_lock(rl_stripe_lock(a, r.st.number));
-    /* from top to bottom in slices; all of them before the piece counts as done */
+    /* from top to bottom in slices, where some of it cannot be read in blocks; all of them before the piece counts as done */
     for (r.high = r.low; rc == 0 && r.high < end;) {
         r.source += r.high - r.low;
         r.low = r.high;
         r.from = rl_round_down(r.low, a->block_bytes);
-        uint64_t sectors = rl_uniform_run(a, stripe_sector(a, &r.st, r.from), RL_SLICE_BYTES / RL_SECTOR);
+        uint64_t most = r.from < careful ? a->block_bytes : RL_SLICE_BYTES;
+        uint64_t sectors = rl_uniform_run(a, stripe_sector(a, &r.st, r.from), most / RL_SECTOR);
         r.high = rl_min(end, r.from + sectors * RL_SECTOR);
         r.to = rl_round_up(r.high, a->block_bytes);
         r.edges = r.from != r.low || r.to != r.high;
         do
             rc = rect_write(rq, w, &r);
         while (rc > 0);
+        if (r.to - r.from > a->block_bytes && rl_is_unreadable(rq, rc)) {
+            careful = r.to;
+            r.high = r.low;
+            rc = 0;
+        }
     }
     pthread_mutex_unlock(rl_stripe_lock(a, r.st.number));
     return rc ? rc : (int64_t)total;
@@ -574,8 +724,9 @@ static int rect_zero(struct request *rq, struct workspace *w, struct rect *r, ui
     memset(r->final, 0, sizeof r->final);
     unsigned n = rect_writes(rq->a, w, r);
     rl_zero_run(w->io, n, flags);
-    rc = rl_judge_writes(rq, w->io, n);
-    return rect_mend(rq, w, NULL, r, n, rc);
+    struct losses lost;
+    rc = rl_judge_writes(rq, w->io, n, rect_bears, r, &lost);
+    return rect_mend(rq, w, NULL, r, n, &lost, rc);
 }
 
 int64_t rl_stripe_zero(struct request *rq, struct workspace *w, uint64_t length, uint64_t offset, uint32_t flags)

@@ -23,6 +23,7 @@ struct rl_sync {
     _Atomic uint32_t state;
     _Atomic uint64_t start, done, total; /* sectors */
     _Atomic uint64_t mismatches;  /* sectors */
+    _Atomic uint64_t unreadable; /* sectors that could be neither read nor computed */
     _Atomic uint64_t min_speed, max_speed;
     _Atomic uint64_t started_ns, elapsed_ns;
     atomic_bool paused, cancelled;
@@ -33,28 +34,6 @@ struct rl_sync {
     unsigned found_count;      /* lock */
     uint64_t users_seen, checkpoint_at, checkpoint_ns; /* the running thread's */
 };
-
-static bool is_target(const struct device *d)
-{
-    return d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT;
-}
-
-/* Where recovery must go on: the lowest point that a target has reached. false: there is no target. */
-static bool recovery_start(rl_array *a, uint64_t *sector)
-{
-    bool any = false;
-    *sector = RL_MAX_SECTOR;
-    pthread_rwlock_rdlock(&a->config);
-    for (uint32_t i = 0; i < a->device_count; i++) {
-        const struct device *d = a->devices[i];
-        if (is_target(d)) {
-            any = true;
-            *sector = rl_min(*sector, atomic_load(&d->recovered));
-        }
-    }
-    pthread_rwlock_unlock(&a->config);
-    return any;
-}
 
 /* ---- life --------------------------------------------------------------------------------------------------------- */
 
@@ -89,7 +68,7 @@ int rl_sync_new(rl_array *a, uint32_t kind, rl_sync **out)
     atomic_store(&s->min_speed, 1u << 20);
     bool array_sectors = a->g.level == 10 && kind != RL_SYNC_RECOVER;
     uint64_t start = 0;
-    if (kind == RL_SYNC_RECOVER ? recovery_start(a, &start) : kind == RL_SYNC_RESYNC) {
+    if (kind == RL_SYNC_RECOVER ? rl_recovery_start(a, &start) : kind == RL_SYNC_RESYNC) {
         start = kind == RL_SYNC_RESYNC ? atomic_load(&a->resync) : start;
         atomic_store(&s->start, start == RL_MAX_SECTOR ? 0 : start);
         atomic_store(&s->done, atomic_load(&s->start));
@@ -219,147 +198,27 @@ static void keep_pace(rl_sync *s, uint64_t slice_ns, uint64_t since_start_sector
     }
 }
 
-/* ---- recovery ----------------------------------------------------------------------------------------------------- */
-
-static int write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
-{
-    for (unsigned j = 0; j < count; j++) {
-        struct device *d = devices[j] >= 0 ? rq->a->devices[devices[j]] : NULL;
-        if (!d || !is_target(d) || atomic_load(&d->recovered) != sector)
-            continue;
-        struct rl_io io = rl_device_io(rq->a, (uint32_t)devices[j], RL_OP_WRITE, data, sector * RL_SECTOR, length);
-        rl_io_run(&io, 1);
-        if (rl_is_space_error(io.result))
-            return rl_fail(ENOSPC, CALL, d->slot, sector * RL_SECTOR, "no space is left under %s", d->member->name);
-        if (io.result)
-            rl_request_failed(rq, (uint32_t)devices[j], io.result);
-        else
-            atomic_store(&d->recovered, sector + length / RL_SECTOR); /* I5: the stripe lock is held */
-    }
-    return 0;
-}
-
-static int recover_stripe(struct request *rq, struct workspace *w, uint64_t sector, uint64_t *sectors)
-{
-    rl_array *a = rq->a;
-    struct stripe st;
-    uint8_t want[RL_VECTOR_MAX] = {0};
-    uint64_t low = sector % a->g.chunk_sectors;
-    rl_stripe_look(a, sector / a->g.chunk_sectors, &st);
-    *sectors = rl_min(a->g.chunk_sectors - low, RL_SLICE_BYTES / RL_SECTOR);
-    *sectors = rl_uniform_run(a, sector, *sectors);
-    pthread_mutex_lock(rl_stripe_lock(a, st.number));
-    for (unsigned i = 0; i < st.nd + st.np; i++) {
-        int32_t slot = st.slot_of[i];
-        if (slot < 0)
-            continue;
-        for (unsigned j = 0; j < 2; j++) {
-            int32_t d = j ? a->replacement[slot] : a->slot_device[slot];
-            want[i] |= d >= 0 && is_target(a->devices[d]) && atomic_load(&a->devices[d]->recovered) == sector;
-        }
-    }
-    int rc = rl_stripe_fetch(rq, &st, w, low * RL_SECTOR, *sectors * RL_SECTOR, 0, want, RL_IO_DEVICE);
-    for (unsigned i = 0; rc == 0 && i < st.nd + st.np; i++) {
-        int32_t slot = st.slot_of[i];
-        if (want[i])
-            rc = write_targets(rq, (int32_t[]){a->slot_device[slot], a->replacement[slot]}, 2, w->block[i], sector, *sectors * RL_SECTOR);
-    }
-    pthread_mutex_unlock(rl_stripe_lock(a, st.number));
-    return rc;
-}
-
-/* One slot's part of a slice of a mirrored level. */
-static int recover_copy(struct request *rq, struct workspace *w, uint32_t slot, uint64_t sector, uint64_t sectors)
-{
-    rl_array *a = rq->a;
-    int32_t devices[2] = {a->slot_device[slot], a->replacement[slot]};
-    for (uint64_t done = 0, step = 0; done < sectors; done += step) {
-        uint64_t from = 0, run = 0, end = 0;
-        int rc = rl_geometry_inverse(&a->g, slot, sector + done, &from, &run);
-        step = rl_min(sectors - done, rc ? sectors : run);
-        if (rc) { /* the unused tail of the member */
-            for (unsigned j = 0; j < 2; j++) {
-                struct device *d = devices[j] >= 0 ? a->devices[devices[j]] : NULL;
-                if (d && is_target(d) && atomic_load(&d->recovered) == sector + done)
-                    atomic_store(&d->recovered, sector + done + step);
-            }
-            continue;
-        }
-        uint64_t region = rl_mirror_region(a, from, &end);
-        step = rl_min(step, end - from);
-        void *block = rl_workspace_block(w, &w->block[0]);
-        if (!block)
-            return rl_fail(ENOMEM, CALL, -1, 0, "no memory");
-        pthread_mutex_lock(rl_stripe_lock(a, region));
-        rc = rl_mirror_fetch(rq, block, step * RL_SECTOR, from * RL_SECTOR);
-        if (rc == 0)
-            rc = write_targets(rq, devices, 2, block, sector + done, step * RL_SECTOR);
-        pthread_mutex_unlock(rl_stripe_lock(a, region));
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-static int recover_slice(rl_sync *s, struct request *rq, struct workspace *w, uint64_t sector, uint64_t *sectors)
-{
-    rl_array *a = s->a;
-    if (a->g.parity)
-        return recover_stripe(rq, w, sector, sectors);
-    uint64_t unit = a->g.chunk_sectors ? a->g.chunk_sectors : RL_SLICE_BYTES / RL_SECTOR;
-    *sectors = rl_min(unit - sector % unit, rl_min(RL_SLICE_BYTES / RL_SECTOR, atomic_load(&s->total) - sector));
-    *sectors = rl_uniform_run(a, sector, *sectors);
-    for (uint32_t slot = 0; slot < a->g.slots; slot++) {
-        bool wanted = false;
-        for (unsigned j = 0; j < 2; j++) {
-            int32_t d = j ? a->replacement[slot] : a->slot_device[slot];
-            wanted |= d >= 0 && is_target(a->devices[d]) && atomic_load(&a->devices[d]->recovered) == sector;
-        }
-        int rc = wanted ? recover_copy(rq, w, slot, sector, *sectors) : 0;
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-/* Targets that are complete take their place; an original that was replaced is out. */
-static int finish_recovery(rl_sync *s)
-{
-    rl_array *a = s->a;
-    struct request rq = {.a = a};
-    uint64_t failures = rl_lock_flushed(a, &rq);
-    int rc = 0;
-    for (uint32_t i = 0; failures == 0 && rc == 0 && i < a->device_count; i++) {
-        struct device *d = a->devices[i];
-        if (!is_target(d) || atomic_load(&d->recovered) < atomic_load(&s->total))
-            continue;
-        if (d->state == RL_DEVICE_REPLACEMENT) {
-            rc = rl_device_take_over(a, i);
-            continue;
-        }
-        d->state = RL_DEVICE_IN_SYNC;
-        atomic_store(&d->recovered, RL_MAX_SECTOR);
-        rl_count_uneven(a);
-        rl_event_post(a, RL_EVENT_SPARE_ACTIVE, (int32_t)i, 0, "rebuilt and in sync");
-        rc = rl_metadata_commit(a);
-    }
-    pthread_rwlock_unlock(&a->config);
-    int settled = rl_request_settle(&rq);
-    return rc ? rc : settled;
-}
-
 /* ---- resync, check, repair ---------------------------------------------------------------------------------------- */
 
-static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t sector, uint64_t length)
+/* may_mark: the content can be had without this block, so that it may be bad. */
+static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t sector, uint64_t length, bool may_mark)
 {
+    rl_array *a = rq->a;
     struct rl_io io[2];
-    unsigned n = rl_slot_writes(rq->a, slot, data, sector, length, io);
+    unsigned n = rl_slot_writes(a, slot, data, sector, length, io);
     int rc = 0;
     rl_io_run(io, n);
     for (unsigned j = 0; j < n; j++) {
-        if (io[j].result && !rl_is_space_error(io[j].result))
-            rl_request_failed(rq, io[j].device, io[j].result);
-        rc = rc ? rc : io[j].result;
+        int result = io[j].result;
+        if (result == 0)
+            rl_bad_clear(a, io[j].device, sector, length / RL_SECTOR);
+        else if (may_mark && rl_is_medium_error(result) && rl_bad_tolerable(a, io[j].device, sector, length / RL_SECTOR) &&
+                 rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR))
+            rl_event_post(a, RL_EVENT_BAD_BLOCK, (int32_t)io[j].device, sector * RL_SECTOR,
+                          "a block that cannot be written is marked as bad");
+        else if (!rl_is_space_error(result))
+            rl_request_failed(rq, io[j].device, result);
+        rc = rc ? rc : result;
     }
     return rc;
 }
@@ -388,10 +247,10 @@ static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, st
         for (unsigned i = 0; i < st->nd + st->np; i++)
             blocks[i] = st->slot_of[i] >= 0 ? (char *)w->block[i] + at : NULL;
         rc = rl_code_recover(a->kernel, st->nd, st->np, length, blocks, 1, &lost);
-        rc = rc ? rc : write_block(rq, (uint32_t)st->slot_of[liar], blocks[liar], sector, length);
+        rc = rc ? rc : write_block(rq, (uint32_t)st->slot_of[liar], blocks[liar], sector, length, true);
     } else if (mend) {
         for (unsigned p = 0; rc == 0 && p < st->np; p++)
-            rc = write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length);
+            rc = write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length, whole);
     }
     note_mismatch(s, sector, length / RL_SECTOR, liar >= 0 ? st->slot_of[liar] : -1, mend && rc == 0);
     return rl_is_space_error(rc) ? rc : 0;
@@ -496,8 +355,11 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
             continue;
         if (!rl_workspace_block(w, &w->block[n]))
             return rl_fail(ENOMEM, CALL, -1, 0, "no memory");
-        if (read_copy(rq, (uint32_t)device, w->block[n], places[i].sector * RL_SECTOR, length, from * RL_SECTOR) == 0)
+        int rc = read_copy(rq, (uint32_t)device, w->block[n], places[i].sector * RL_SECTOR, length, from * RL_SECTOR);
+        if (rc == 0)
             there[n++] = places[i];
+        else if (rc != -ENODEV)
+            return rc;
     }
     for (uint64_t at = 0, step = 0; n > 1 && at < length; at += step) {
         unsigned votes = 0;
@@ -512,7 +374,7 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
             last = i;
             int written = s->kind == RL_SYNC_CHECK
                               ? 0
-                              : write_block(rq, there[i].slot, (char *)w->block[good] + at, there[i].sector + at / RL_SECTOR, step);
+                              : write_block(rq, there[i].slot, (char *)w->block[good] + at, there[i].sector + at / RL_SECTOR, step, true);
             rc = rc ? rc : written;
         }
         if (differ)
@@ -524,23 +386,118 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
     return 0;
 }
 
+/* A repair writes bad blocks anew where their content is known. */
+static int mend_bad_blocks(struct request *rq, struct workspace *w, const struct stripe *st, uint64_t sector, uint64_t length)
+{
+    rl_array *a = rq->a;
+    uint8_t want[RL_VECTOR_MAX] = {0};
+    unsigned bad = 0;
+    for (unsigned i = 0; i < st->nd + st->np; i++) {
+        int slot = st->slot_of[i];
+        want[i] = slot >= 0 && rl_slot_open(a, (uint32_t)slot, sector, length / RL_SECTOR) &&
+                  rl_device_for_read(a, (uint32_t)slot, sector, length / RL_SECTOR) < 0;
+        bad += want[i];
+    }
+    int rc = bad ? rl_stripe_fetch(rq, st, w, sector % a->g.chunk_sectors * RL_SECTOR, length, 0, want, RL_IO_DEVICE) : 0;
+    for (unsigned i = 0; rc == 0 && i < st->nd + st->np; i++) {
+        if (want[i])
+            rc = write_block(rq, (uint32_t)st->slot_of[i], w->block[i], sector, length, true);
+    }
+    return rc == -EIO ? 0 : rc; /* they stay bad */
+}
+
+static int mend_bad_copies(struct request *rq, struct workspace *w, uint64_t from, uint64_t length)
+{
+    rl_array *a = rq->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t run = 0;
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, from, places, &run);
+    int rc = 0;
+    for (unsigned i = 0; rc == 0 && i < count; i++) {
+        if (!rl_slot_open(a, places[i].slot, places[i].sector, length / RL_SECTOR) ||
+            rl_device_for_read(a, places[i].slot, places[i].sector, length / RL_SECTOR) >= 0)
+            continue;
+        void *good = rl_workspace_block(w, &w->block[0]);
+        rc = good ? rl_mirror_fetch(rq, good, length, from * RL_SECTOR) : rl_fail(ENOMEM, CALL, -1, 0, "no memory");
+        rc = rc ? rc : write_block(rq, places[i].slot, good, places[i].sector, length, true);
+    }
+    return rc == -EIO ? 0 : rc;
+}
+
+/* Compares what lies alike on all devices: st is NULL for levels without parity. */
+static int compare_piece(rl_sync *s, struct request *rq, struct workspace *w, const struct stripe *st, uint64_t sector, uint64_t sectors)
+{
+    uint64_t length = sectors * RL_SECTOR;
+    int rc = 0;
+    if (s->kind == RL_SYNC_REPAIR)
+        rc = st ? mend_bad_blocks(rq, w, st, sector, length) : mend_bad_copies(rq, w, sector, length);
+    if (rc)
+        return rc;
+    return st ? compare_stripe(s, rq, w, st, sector % s->a->g.chunk_sectors, sectors) : compare_copies(s, rq, w, sector, sectors);
+}
+
+/* A block can be neither read nor computed. A resync cannot make parity or copies agree there: the parity is marked as bad, or all copies but the first, so that what
+ * is read there later does not depend on who is asked. */
+static int pass_unreadable(rl_sync *s, const struct stripe *st, uint64_t sector)
+{
+    rl_array *a = s->a;
+    struct rl_place places[RL_SLOTS_MAX];
+    struct rl_io io[2];
+    uint64_t run = 0, block = a->block_bytes;
+    unsigned count = st ? st->np : (unsigned)rl_geometry_locate(&a->g, sector, places, &run);
+    atomic_fetch_add(&s->unreadable, block / RL_SECTOR);
+    for (unsigned i = st ? 0 : 1; s->kind == RL_SYNC_RESYNC && i < count; i++) {
+        int slot = st ? st->slot_of[st->nd + i] : (int)places[i].slot;
+        uint64_t at = st ? sector : places[i].sector;
+        unsigned n = slot >= 0 ? rl_slot_writes(a, (uint32_t)slot, NULL, at, block, io) : 0;
+        for (unsigned j = 0; j < n; j++) {
+            if (!rl_bad_mark(a, io[j].device, at, block / RL_SECTOR))
+                return rl_fail(EIO, CALL, slot, at * RL_SECTOR, "blocks that cannot be read keep the array from being made to agree");
+            rl_event_post(a, RL_EVENT_BAD_BLOCK, (int32_t)io[j].device, at * RL_SECTOR,
+                          "redundancy of a block that cannot be read is marked as bad");
+        }
+    }
+    return 0;
+}
+
+/* What is alike in which devices can be read, from `sector` on. */
+static uint64_t comparable_run(const rl_array *a, uint64_t sector, uint64_t sectors)
+{
+    struct rl_place places[RL_SLOTS_MAX];
+    uint64_t run = 0;
+    if (a->g.parity)
+        return rl_uniform_run(a, sector, sectors);
+    unsigned count = (unsigned)rl_geometry_locate(&a->g, sector, places, &run);
+    sectors = rl_min(sectors, run);
+    for (unsigned i = 0; i < count; i++)
+        sectors = rl_uniform_run(a, places[i].sector, sectors);
+    return sectors;
+}
+
 static int compare_slice(rl_sync *s, struct request *rq, struct workspace *w, uint64_t sector, uint64_t *sectors)
 {
     rl_array *a = s->a;
-    uint64_t end = 0, region = sector;
-    struct stripe st;
+    uint64_t end = 0, region = sector, block = a->block_bytes / RL_SECTOR;
+    struct stripe stripe, *st = a->g.parity ? &stripe : NULL;
     *sectors = rl_min(RL_SLICE_BYTES / RL_SECTOR, atomic_load(&s->total) - sector);
-    if (a->g.parity) {
-        rl_stripe_look(a, sector / a->g.chunk_sectors, &st);
+    if (st) {
+        rl_stripe_look(a, sector / a->g.chunk_sectors, st);
         *sectors = rl_min(*sectors, a->g.chunk_sectors - sector % a->g.chunk_sectors);
-        region = st.number;
+        region = st->number;
     } else {
         region = rl_mirror_region(a, sector, &end);
         *sectors = rl_min(*sectors, end - sector);
     }
     pthread_mutex_lock(rl_stripe_lock(a, region));
-    int rc =
-        a->g.parity ? compare_stripe(s, rq, w, &st, sector % a->g.chunk_sectors, *sectors) : compare_copies(s, rq, w, sector, *sectors);
+    *sectors = comparable_run(a, sector, *sectors);
+    int rc = compare_piece(s, rq, w, st, sector, *sectors);
+    bool careful = rl_is_unreadable(rq, rc);
+    for (uint64_t at = 0; careful && at < *sectors; at += block) {
+        rc = compare_piece(s, rq, w, st, sector + at, block);
+        if (rl_is_unreadable(rq, rc))
+            rc = pass_unreadable(s, st, sector + at);
+        careful = rc == 0;
+    }
     if (rc == 0 && s->kind == RL_SYNC_RESYNC && rq->failed_count == 0) {
         uint64_t expected = sector; /* a write that found no space may have set it back meanwhile */
         atomic_compare_exchange_strong(&a->resync, &expected, sector + *sectors);
@@ -582,10 +539,15 @@ static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_
     rl_array *a = s->a;
     struct request rq = {.a = a};
     pthread_rwlock_rdlock(&a->config);
-    int rc = s->kind == RL_SYNC_RECOVER ? recover_slice(s, &rq, w, position, step) : compare_slice(s, &rq, w, position, step);
+    int rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, atomic_load(&s->total), step)
+                                        : compare_slice(s, &rq, w, position, step);
+    if (rc == -EIO) /* what nobody had may be with a member that somebody else has just found failed */
+        rl_request_doubted(&rq);
     pthread_rwlock_unlock(&a->config);
     bool failed = rq.failed_count > 0;
     int settled = rl_request_settle(&rq);
+    if (rc == -EIO && failed && settled == 0 && !atomic_load(&a->broken) && !(a->flags & RL_ARRAY_READ_ONLY))
+        rc = 0;
     if (rc == 0 && failed && settled == 0 && !(a->flags & RL_ARRAY_READ_ONLY))
         *step = 0; /* with what is left, once more */
     return rc ? rc : settled;
@@ -600,7 +562,7 @@ static int walk(rl_sync *s, struct workspace *w, uint64_t start)
         uint64_t before = a->clock_ns(a->clock_context), lowest = 0;
         if (atomic_load(&s->cancelled))
             return rl_fail(ECANCELED, CALL, -1, position * RL_SECTOR, "cancelled");
-        if (s->kind == RL_SYNC_RECOVER && !recovery_start(a, &lowest))
+        if (s->kind == RL_SYNC_RECOVER && !rl_recovery_start(a, &lowest))
             return rl_fail(ENODEV, CALL, -1, position * RL_SECTOR, "the member that was being rebuilt is gone");
         int rc = one_slice(s, w, position, &step);
         if (rc == 0)
@@ -619,9 +581,9 @@ static int run_recovery(rl_sync *s, struct workspace *w)
 {
     uint64_t start = 0;
     /* a member that is added while this runs, or one with a lower checkpoint, has its turn in a further walk */
-    while (recovery_start(s->a, &start)) {
+    while (rl_recovery_start(s->a, &start)) {
         int rc = walk(s, w, start);
-        rc = rc ? rc : finish_recovery(s);
+        rc = rc ? rc : rl_recovery_finish(s->a, atomic_load(&s->total));
         if (rc)
             return rc;
     }
@@ -632,8 +594,13 @@ static int run_comparison(rl_sync *s, struct workspace *w)
 {
     rl_array *a = s->a;
     int rc = 0;
-    if (s->kind != RL_SYNC_RESYNC)
-        return walk(s, w, 0);
+    if (s->kind != RL_SYNC_RESYNC) {
+        rc = walk(s, w, 0);
+        if (rc == 0 && atomic_load(&s->unreadable))
+            rc = rl_fail(EIO, CALL, -1, 0, "done, but %llu sectors can be neither read nor computed",
+                         (unsigned long long)atomic_load(&s->unreadable));
+        return rc;
+    }
     for (uint64_t start = atomic_load(&a->resync); rc == 0 && start != RL_MAX_SECTOR; start = atomic_load(&a->resync)) {
         rc = start < atomic_load(&s->total) ? walk(s, w, start) : 0;
         uint64_t end = atomic_load(&s->total);

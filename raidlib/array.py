@@ -51,6 +51,7 @@ _EVENTS = {
     lib.RL_EVENT_REMOVED: "removed",
     lib.RL_EVENT_REPLACED: "replaced",
     lib.RL_EVENT_SPACE: "space",
+    lib.RL_EVENT_BAD_BLOCK: "bad_block",
 }
 
 
@@ -555,14 +556,21 @@ class Array:
     # -- jobs
 
     def _use_spare(self) -> Job | None:
-        """Spares step into empty slots. The recovery that runs, or None."""
-        spares = [index for index, status in self._devices() if status.state == lib.RL_DEVICE_SPARE]
-        for index in spares:
+        """Spares step into empty slots, then beside members that could not write a block. The recovery that runs, or None."""
+        devices = self._devices()
+        spares = [index for index, status in devices if status.state == lib.RL_DEVICE_SPARE]
+        failing = [status.slot for _index, status in devices if status.state == lib.RL_DEVICE_IN_SYNC and status.write_errors]
+        while spares:
             with self._use() as handle:
-                result = lib.rl_array_activate_spare(handle, index, -1)
-            if result == -errno.ENOENT:
-                break
+                result = lib.rl_array_activate_spare(handle, spares[0], -1)
+                if result == -errno.ENOENT and not failing:
+                    break
+                if result == -errno.ENOENT:
+                    result = lib.rl_array_replace(handle, spares[0], failing.pop(0))
+                    if result in (-errno.EBUSY, -errno.EOPNOTSUPP):  # it has a replacement already; or a superblock that cannot say so
+                        continue
             check(result)
+            del spares[0]
         return self._next_job()
 
     def set_speed(self, *, minimum: int | None = None, maximum: int | None = None) -> None:
@@ -729,6 +737,7 @@ class Array:
                     recovered=status.recovered_sectors * SECTOR if rebuilding else None,
                     read_errors=status.read_errors,
                     corrected_reads=status.corrected_reads,
+                    write_errors=status.write_errors,
                     bad_blocks=status.bad_block_count,
                     array=self._status_of(opened.array),
                     reason=ffi.string(status.reason).decode(errors="replace").removeprefix(f"{os.path.abspath(opened.path)} "),

@@ -20,7 +20,6 @@ _READ_ONLY_FEATURES = {
     lib.RL_FEATURE_BITMAP: "a write-intent bitmap",
     lib.RL_FEATURE_PPL: "a partial parity log (PPL)",
     lib.RL_FEATURE_MULTIPLE_PPL: "a partial parity log (PPL)",
-    lib.RL_FEATURE_BAD_BLOCKS: "a bad-block list with entries",
 }
 _REFUSED_FEATURES = {
     lib.RL_FEATURE_RESHAPE: "a reshape under way",
@@ -324,6 +323,8 @@ def _refuse_features(plan: Plan) -> None:
         if features & bit:
             raise UnsupportedError(f"the array has {name}, which is not handled yet; let the kernel finish it, or use the kernel's md")
     plan.read_only_only = sorted({name for bit, name in _READ_ONLY_FEATURES.items() if features & bit})
+    if features & lib.RL_FEATURE_BAD_BLOCKS and sb.level <= 0:
+        plan.read_only_only.append("a bad-block list with entries, and no redundancy")
     if features & (lib.RL_FEATURE_PPL | lib.RL_FEATURE_MULTIPLE_PPL) and not plan.clean and len(_in_sync(plan)) < sb.raid_disks:
         raise UnsupportedError(
             "the array was not stopped cleanly and a member is missing: its partial parity log (PPL) would have to be "

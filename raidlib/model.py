@@ -211,7 +211,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     recovered: int | None = None  # bytes rebuilt so far, while rebuilding
     read_errors: int = 0
     corrected_reads: int = 0
-    bad_blocks: int = 0
+    write_errors: int = 0  # blocks that could not be written since the array was opened
+    bad_blocks: int = 0  # ranges that are marked as bad
     reason: str = ""  # why it is faulty, stale or left out
     array: Status | None = None  # a member that is an array itself
 
@@ -281,7 +282,8 @@ class Status(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """Something that happened to a running array."""
 
-    # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "space", "added", "removed", "replaced"
+    # "fail", "spare_active", "sync_started", "sync_finished", "read_corrected", "no_space", "space", "added", "removed", "replaced",
+    # "bad_block"
     kind: str
     device: int
     slot: int | None

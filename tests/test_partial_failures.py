@@ -44,10 +44,11 @@ def make(level, n, chunk="16K", size=4 << 20):
 
 
 @pytest.mark.parametrize(("level", "n", "other"), [(5, 3, 16384), (1, 2, 200), (10, 4, 200)])
-def test_a_write_whose_failure_is_not_settled_yet_is_not_overwritten(level, n, other):
-    """I1: a second write, which waits for the same region, reads the member that failed under the first."""
+@pytest.mark.parametrize(("error", "state"), [(errno.ETIMEDOUT, "removed"), (errno.EIO, "in_sync")])
+def test_a_write_whose_failure_is_not_settled_yet_is_not_overwritten(level, n, other, error, state):
+    """I1, I11: a second write, which waits for the same region, reads the member (or the block) that failed under the first."""
     array, disks, _content = make(level, n)
-    disks[0].hook = fail_with(errno.EIO, above=data_offset(disks[0]), after_s=0.3)
+    disks[0].hook = fail_with(error, above=data_offset(disks[0]), after_s=0.3)
     first = threading.Thread(target=array.pwrite, args=(b"1" * 100, 0))
     first.start()
     time.sleep(0.1)
@@ -55,7 +56,7 @@ def test_a_write_whose_failure_is_not_settled_yet_is_not_overwritten(level, n, o
     first.join()
     assert array.pread(100, 0) == b"1" * 100
     assert array.pread(100, other) == b"2" * 100
-    assert states(array)[0] == "removed"
+    assert states(array)[0] == state
     array.close()
 
 
@@ -78,7 +79,7 @@ def test_a_write_that_does_without_a_failed_member_waits_for_the_record_too():
     other = threading.Thread(target=array.pwrite, args=(b"2" * 4096, 0))  # reads member 1 for the parity
     other.start()
     wait_until(lambda: devices[1].counts()[0].hit)
-    devices[0].add(lab.Rule("error", on="write", first_sector=start + 96, sectors=32))
+    devices[0].add(lab.Rule("error", on="write", first_sector=start + 96, sectors=32, errno=errno.ETIMEDOUT))  # no single block
     first = threading.Thread(target=array.pwrite, args=(b"1" * 4096, 3 * 32768))
     first.start()
     wait_until(lambda: devices[0].counts()[0].hit)

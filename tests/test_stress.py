@@ -39,6 +39,7 @@ def test_everything_at_once_under_thread_sanitizer(program):
 def test_histories_are_linearizable(program):
     """make histories judges 10,000."""
     text = program("history", "none", "360")
-    histories, failed = (int(re.search(pattern, text)[1]) for pattern in (r"(\d+) histories", r"in (\d+) a member failed"))
+    patterns = (r"(\d+) histories", r"in (\d+) a member failed", r"in (\d+) one had bad blocks")
+    histories, failed, marked = (int(re.search(pattern, text)[1]) for pattern in patterns)
     assert histories == 360
-    assert failed > 30
+    assert failed > 30 and marked > 10

@@ -56,7 +56,7 @@ static atomic_bool full; /* a member's file system is, or has been */
 static pthread_barrier_t start;
 
 static struct {
-    unsigned long histories, operations, failed_writes, failures, rebuilt, left_out, shapes[32];
+    unsigned long histories, operations, failed_writes, failures, rebuilt, left_out, marked, shapes[32];
 } tally;
 
 /* ---- the requests ------------------------------------------------------------------------------------------------- */
@@ -324,6 +324,11 @@ static void conclude(struct operation *log, unsigned *count)
     for (unsigned i = 0; i < rig.member_count; i++)
         rig_check(rl_fault_clear(rig.members[i].member), 0, "rl_fault_clear");
     rl_array_status(rig.array, &status);
+    for (uint32_t i = 0; i < status.device_count; i++) {
+        struct rl_device_status device;
+        rig_check(rl_array_device(rig.array, i, &device), 0, "rl_array_device");
+        tally.marked += device.bad_block_count > 0;
+    }
     if (rig.shape->level > 0 && status.slots_missing) {
         tally.failures++;
         add_member();
@@ -333,6 +338,8 @@ static void conclude(struct operation *log, unsigned *count)
     }
     if (rig.shape->level > 0) {
         rig_sync(rig.array, RL_SYNC_RESYNC);
+        if (rig.logs && rig_sync(rig.array, RL_SYNC_REPAIR)) /* writes bad blocks anew */
+            rig_die("a repair finds mismatches");
         if (rig_sync(rig.array, RL_SYNC_CHECK))
             rig_die("parity or copies do not agree at the end");
     }
@@ -404,9 +411,10 @@ int main(int count, char **arguments)
     }
     for (unsigned i = 0; i < histories; i++)
         play(chosen ? chosen : &rig_shapes[(seed + i) % shapes], seed + i);
-    printf("%lu histories, %lu requests, %lu sectors of failed writes; in %lu a member failed, %lu were rebuilt; %lu looks with slots left "
+    printf("%lu histories, %lu requests, %lu sectors of failed writes; in %lu a member failed, in %lu one had bad blocks, %lu were "
+           "rebuilt; %lu looks with slots left "
            "out; %.1f s\n",
-           tally.histories, tally.operations, tally.failed_writes, tally.failures, tally.rebuilt, tally.left_out,
+           tally.histories, tally.operations, tally.failed_writes, tally.failures, tally.marked, tally.rebuilt, tally.left_out,
            (double)(rig_now_ns() - begun) / 1e9);
     return 0;
 }

@@ -11,6 +11,8 @@
 #include <time.h>
 
 #define SUPER_OFFSET 8u
+#define LOG_SECTORS 8u /* of a bad-block log, 16 sectors behind the superblock */
+#define LOG_OFFSET 16
 
 const struct rig_shape rig_shapes[] = {
     {"linear", RL_LEVEL_LINEAR, 0, 16, 3},
@@ -174,6 +176,10 @@ struct rl_superblock rig_superblock(const struct rig *rig)
                                .recovery_offset = RL_MAX_SECTOR,
                                .events = 1,
                                .max_dev = 128};
+    if (rig->logs) {
+        sb.bblog_offset = LOG_OFFSET;
+        sb.bblog_sectors = LOG_SECTORS;
+    }
     sb.feature_map = shape->level == 0 ? RL_FEATURE_RAID0_LAYOUT : 0;
     memset(sb.set_uuid, 7, sizeof sb.set_uuid);
     for (unsigned i = 0; i < RL_SB_DEVS_MAX; i++)
@@ -189,6 +195,7 @@ void rig_create(struct rig *rig, const struct rig_shape *shape, uint64_t dev_sec
     rig->dev_sectors = dev_sectors;
     rig->seed = seed;
     rig->slow = slow;
+    rig->logs = slow && seed & 1; /* in histories */
     for (unsigned i = 0; i < shape->slots; i++) {
         struct rl_superblock sb = rig_superblock(rig);
         unsigned index = rig_member_new(rig);
@@ -205,7 +212,22 @@ struct found {
     rl_member *member;
     int index;
     struct rl_superblock sb;
+    uint64_t bad[2 * LOG_SECTORS * RIG_SECTOR / 8];
+    unsigned bad_count;
 };
+
+static void read_log(struct found *f)
+{
+    uint8_t log[LOG_SECTORS * RIG_SECTOR];
+    f->bad_count = 0;
+    if (!(f->sb.feature_map & RL_FEATURE_BAD_BLOCKS))
+        return;
+    rig_check(rl_member_pread(f->member, log, sizeof log, (SUPER_OFFSET + LOG_OFFSET) * RIG_SECTOR, 0), 0, "bad-block log");
+    int count = rl_badblocks_decode(log, sizeof log, 0, f->bad, sizeof log / 8);
+    if (count <= 0)
+        rig_die("the bad-block log of member %d: %d entries", f->index, count);
+    f->bad_count = (unsigned)count;
+}
 
 /* The members with a superblock of the latest events, freshest first. */
 static unsigned find(rl_member *const *members, unsigned count, struct found *found)
@@ -223,6 +245,7 @@ static unsigned find(rl_member *const *members, unsigned count, struct found *fo
             continue;
         f->member = members[i];
         f->index = (int)i;
+        read_log(f);
         if (f->sb.events > latest)
             latest = f->sb.events;
         n++;
@@ -271,6 +294,8 @@ static int assemble(const struct rig *rig, rl_member *const *members, unsigned c
             .state = !regular     ? RL_DEVICE_SPARE
                      : rebuilding ? RL_DEVICE_REBUILDING
                                   : RL_DEVICE_IN_SYNC,
+            .bad_blocks = f->bad,
+            .bad_block_count = f->bad_count,
             .recovered_sectors = rebuilding ? f->sb.recovery_offset : RL_MAX_SECTOR,
         };
     }

@@ -26,6 +26,7 @@ struct rig_member {
 struct rig {
     const struct rig_shape *shape;
     uint64_t dev_sectors, seed;
+    bool logs; /* members have bad-block logs */
     bool slow; /* members do their requests sector by sector, in any order, and let others run in between */
     struct rig_member members[RIG_MEMBERS_MAX]; /* member NULL: closed */
     unsigned member_count;
