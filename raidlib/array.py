@@ -13,7 +13,7 @@ from typing import Any
 from . import creation, runtime
 from .advice import advise, advise_tree, files_may_lose
 from .assembly import DEVICE_STATES, Plan
-from .engine import MemberHandle, buffer_of, check, ffi, last_error, lib
+from .engine import MemberHandle, buffer_of, check, event_of, ffi, last_error, lib
 from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
 from .holders import OwnLock
 from .jobs import Job
@@ -39,21 +39,6 @@ from .model import (
     layout_name,
 )
 from .rawfile import RawArray
-
-_EVENTS = {
-    lib.RL_EVENT_FAIL: "fail",
-    lib.RL_EVENT_SPARE_ACTIVE: "spare_active",
-    lib.RL_EVENT_SYNC_STARTED: "sync_started",
-    lib.RL_EVENT_SYNC_FINISHED: "sync_finished",
-    lib.RL_EVENT_READ_CORRECTED: "read_corrected",
-    lib.RL_EVENT_NO_SPACE: "no_space",
-    lib.RL_EVENT_ADDED: "added",
-    lib.RL_EVENT_REMOVED: "removed",
-    lib.RL_EVENT_REPLACED: "replaced",
-    lib.RL_EVENT_SPACE: "space",
-    lib.RL_EVENT_BAD_BLOCK: "bad_block",
-}
-
 
 NOT_YET = "not known yet"
 
@@ -654,14 +639,7 @@ class Array:
             result = lib.rl_event_wait(handle, event, int(timeout * 1000))
         if result == -errno.ESHUTDOWN or check(result) == 0:
             return None
-        return Event(
-            kind=_EVENTS.get(event.kind, "unknown"),
-            device=event.device,
-            slot=event.slot if event.slot >= 0 else None,
-            offset=event.offset,
-            time=event.time_ns / 1e9,
-            text=ffi.string(event.text).decode(errors="replace"),
-        )
+        return event_of(event)
 
     # -- status
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from ._engine import ffi, lib
 from .errors import RaidError, UsageError, from_errno
+from .model import Event
 
-__all__ = ["BlockDevice", "MemberHandle", "buffer_of", "check", "ffi", "last_error", "lib"]
+__all__ = ["BlockDevice", "MemberHandle", "buffer_of", "check", "event_of", "ffi", "last_error", "lib"]
 
 
 @runtime_checkable
@@ -264,3 +265,30 @@ def in_limbo(identity: tuple[Any, ...]) -> bool:
     """Whether a former member's last request has not ended: what lies behind it must not be used yet, it could still be written to."""
     with _limbo_lock:
         return any(handle._identity == identity for handle in _limbo)
+
+
+_EVENTS = {
+    lib.RL_EVENT_FAIL: "fail",
+    lib.RL_EVENT_SPARE_ACTIVE: "spare_active",
+    lib.RL_EVENT_SYNC_STARTED: "sync_started",
+    lib.RL_EVENT_SYNC_FINISHED: "sync_finished",
+    lib.RL_EVENT_READ_CORRECTED: "read_corrected",
+    lib.RL_EVENT_NO_SPACE: "no_space",
+    lib.RL_EVENT_ADDED: "added",
+    lib.RL_EVENT_REMOVED: "removed",
+    lib.RL_EVENT_REPLACED: "replaced",
+    lib.RL_EVENT_SPACE: "space",
+    lib.RL_EVENT_BAD_BLOCK: "bad_block",
+}
+
+
+def event_of(raw: Any) -> Event:
+    """A cffi `struct rl_event *` as a frozen struct."""
+    return Event(
+        kind=_EVENTS.get(raw.kind, "unknown"),
+        device=raw.device,
+        slot=raw.slot if raw.slot >= 0 else None,
+        offset=raw.offset,
+        time=raw.time_ns / 1e9,
+        text=ffi.string(raw.text).decode(errors="replace"),
+    )
