@@ -375,9 +375,10 @@ class Array:
     def add(self, member: MemberSource | Member, *, force: bool = False) -> Job | None:
         """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None.
 
-        What it holds is overwritten; a member of another array
-        only with force.
+        What it holds is overwritten; a member of another array only with force. One that has failed in an inner array goes back there.
         """
+        if not isinstance(member, Member) and (inner := self._inner_with(member)) is not None:
+            return inner.add(member, force=force)
         with self._admin:
             self._take_in(self._open_new(member), force)
             return self._use_spare()
@@ -409,6 +410,8 @@ class Array:
 
     def re_add(self, member: MemberSource | Member) -> Job | None:
         """Takes a former member of this array back, into its old slot where that is empty; all of it is rebuilt, without a bitmap."""
+        if not isinstance(member, Member) and (inner := self._inner_with(member)) is not None:
+            return inner.re_add(member)
         with self._admin:
             opened = self._open_new(member)
             try:

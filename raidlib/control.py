@@ -1,8 +1,6 @@
 """A live array has one owner, a process; everyone else reaches it by its control socket.
 
-Requests and replies are JSON documents, one a line (`Request`, `Reply`); the descriptors of new members come along with the request's
-bytes, so that a member is opened with the rights and in the working directory of who asks. The socket lies in the run-time folder
-of the array (runtime.py).
+What goes through it is protocol.py's. The socket lies in the run-time folder of the array (runtime.py).
 """
 
 from __future__ import annotations
@@ -26,13 +24,11 @@ from . import opening as _opening
 from .errors import AccessError, BusyError, RaidError, UsageError
 from .holders import let_go_in_children
 from .member import Member, sort_out
-from .model import SCHEMA, Event, JobStatus, Mismatch, Status, Struct
+from .model import SCHEMA, Event, JobStatus, Mismatch, Status
+from .protocol import LINE_BYTES_MAX, REPLY_BYTES_MAX, Failure, Lines, Reply, Request, peer, socket_path
 from .runtime import SOCKET, UUID, Claim, Info, claim, found, is_locked, matches, meant, open_folder, remove_entry, together
 
 MEMBER_WORDS = ("faulty", "failed", "detached", "missing")  # what mdadm takes in the place of a member's name
-LINE_BYTES_MAX = 1 << 20  # of a request
-REPLY_BYTES_MAX = 64 << 20
-DESCRIPTORS_MAX = 16
 ANSWER_S = 120.0  # an owner that needs longer for anything but a wait is taken for stuck
 STOP_S = 60.0
 PROGRESS_S = 0.5  # between the progress lines of a wait
@@ -43,109 +39,6 @@ EVENTS_MAX = 256
 JOBS_MAX = 16  # ended ones that can still be asked about
 MAYBE_JOB: Any = tuple[int, str] | None  # what verbs that may start a job answer: its number and kind
 T = TypeVar("T")
-
-
-class Failure(Struct, frozen=True, kw_only=True):
-    """A RaidError on its way through the socket."""
-
-    kind: str = msgspec.field(name="class")
-    message: str
-    errno: int | None = None
-    members: list[str] = []
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """The failure that stands for any exception."""
-        if isinstance(error, OSError) and not isinstance(error, RaidError):
-            error = errors.from_errno(error.errno or errno.EIO, str(error))
-        if isinstance(error, RaidError):
-            return cls(kind=type(error).__name__, message=str(error), errno=error.errno, members=list(error.members))
-        return cls(kind="RaidError", message=f"a fault of raidlib itself in the owner: {type(error).__name__}: {error}")
-
-    def exception(self) -> RaidError:
-        """The same exception, of the same class."""
-        classes: dict[str, type[RaidError]] = {}
-        todo: list[type[RaidError]] = [RaidError]
-        while todo:
-            found = todo.pop()
-            classes[found.__name__] = found
-            todo += found.__subclasses__()
-        return classes.get(self.kind, RaidError)(self.message, members=self.members, errno=self.errno)
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """One line from a client."""
-
-    schema: int = SCHEMA
-    verb: str
-    args: dict[str, Any] = {}
-    descriptors: int = 0
-
-
-class Reply(Struct, frozen=True, kw_only=True):
-    """One line to a client: any number of "progress", then "result" or "error"."""
-
-    schema: int = SCHEMA
-    kind: str
-    value: Any = None
-    error: Failure | None = None
-
-
-# --- Lines and descriptors --------------------------------------------------------------------------------------------
-
-
-class Lines:
-    """Lines in, documents out, on a connected socket."""
-
-    def __init__(self, connection: socket.socket, bytes_max: int) -> None:
-        self.connection, self._bytes_max = connection, bytes_max
-        self._pending = bytearray()
-        self.descriptors: list[int] = []
-
-    def read(self) -> bytes | None:
-        """The next line; None at the end. UsageError for one that is too long. Descriptors that came along are in `descriptors`."""
-        while (end := self._pending.find(b"\n")) < 0:
-            if len(self._pending) > self._bytes_max:
-                raise UsageError(f"a line of the control socket has at most {self._bytes_max} bytes")
-            data, descriptors, flags, _ = socket.recv_fds(self.connection, 1 << 16, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
-            self.descriptors += descriptors
-            if len(self.descriptors) > DESCRIPTORS_MAX or flags & socket.MSG_CTRUNC:
-                raise UsageError(f"at most {DESCRIPTORS_MAX} descriptors come with a request")
-            if not data:
-                return None
-            self._pending += data
-        line = bytes(self._pending[:end])
-        del self._pending[: end + 1]
-        return line
-
-    def write(self, document: Struct, descriptors: Sequence[int] = ()) -> None:
-        """Sends one line; the descriptors go with its first byte. A peer that has gone is an OSError, never a signal."""
-        data = msgspec.json.encode(document) + b"\n"
-        if descriptors:
-            sent = socket.send_fds(self.connection, [data[:1]], list(descriptors), socket.MSG_NOSIGNAL)
-            data = data[sent:]
-        self.connection.sendall(data, socket.MSG_NOSIGNAL)
-
-    def close(self) -> None:
-        """Closes the socket, and the descriptors that nobody took."""
-        self.close_descriptors()
-        self.connection.close()
-
-    def close_descriptors(self) -> None:
-        """Closes the descriptors that came and were not taken."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
-
-
-def peer(connection: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the process at the other end when it connected or listened."""
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
-
-
-def socket_path(folder: int) -> str:
-    """The control socket's name, short and through the folder's descriptor."""
-    return f"/proc/self/fd/{folder}/{SOCKET}"
 
 
 # --- The owner --------------------------------------------------------------------------------------------------------
@@ -182,6 +75,8 @@ class Owner:
         self._jobs: dict[int, Any] = {}
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
+        self._inner: list[Owner] = []  # _inner_lock: of the arrays that are members
+        self._inner_lock = threading.Lock()
 
     def members(self) -> list[str]:
         """The paths that an array lies on, those that are set aside included."""
@@ -205,9 +100,36 @@ class Owner:
             thread = threading.Thread(target=work, name=f"raidlib control {work.__name__.strip('_')}", daemon=True)
             self._threads.append(thread)
             thread.start()
+        self._serve_inner()
+
+    def _members_changed(self) -> None:
+        self.publish(**self.array.places())
+        self._serve_inner()
+
+    def _serve_inner(self) -> None:
+        """Each array that is a member has a socket in a run-time folder of its own, as long as it is open; it is stopped with this one."""
+
+        def refuse() -> None:
+            name = self.info.name or self.info.uuid
+            raise BusyError(f"it is a member of array {name}, which is in use: stop that, or `fail` and `remove` it there")
+
+        with self._inner_lock:
+            for owner in [owner for owner in self._inner if owner.array.closed]:
+                self._inner.remove(owner)
+                owner.stop()
+            for _name, array in self.array.arrays:
+                if array not in [owner.array for owner in self._inner]:
+                    known = {"uuid": array.uuid, "name": array.name, "outer": self.info.uuid, "started": time.time(), **array.places()}
+                    owner = Owner(array, info=Info(pid=os.getpid(), **known), on_stop=refuse, on_event=self._on_event)
+                    owner.start()
+                    self._inner.append(owner)
+            for owner in self._inner:
+                owner.publish(**owner.array.places())
 
     def quiesce(self) -> None:
         """Takes no more requests, and waits until no other one uses the array: it may be closed then."""
+        for owner in self._inner:
+            owner.quiesce()
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
@@ -219,6 +141,8 @@ class Owner:
         if self._listener is None or self.info.pid != os.getpid():  # of a fork, the parent's
             return
         self.quiesce()
+        for owner in self._inner:
+            owner.stop()
         with self._changed:
             self._changed.wait_for(lambda: not self._active, QUIESCE_S)
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -390,19 +314,22 @@ class Owner:
 
     def _verb_remove(self, _lines: Lines, member: int | str) -> list[str]:
         removed: list[str] = self.array.remove(self._known(member))
-        self.publish(**self.array.places())
+        self._members_changed()
         return removed
 
     def _with_member(self, call: Callable[[Any], Any], lines: Lines, path: str) -> tuple[int, str] | None:
-        """Takes in the file that the client opened: by its name if that means the same here, else by the descriptor."""
-        if len(lines.descriptors) != 1:
-            raise UsageError("one descriptor, the new member's, must come with this request")
+        """Takes in the file that the client opened: by its name if that means the same here, else by the descriptor.
+
+        What comes without one is a directory, that of an array.
+        """
+        if len(lines.descriptors) != (0 if os.path.isdir(path) else 1):
+            raise UsageError("one descriptor, the new member's, must come with this request; but none for a directory")
         try:
-            same = os.path.samestat(os.fstat(lines.descriptors[0]), os.stat(path))
+            same = not lines.descriptors or os.path.samestat(os.fstat(lines.descriptors[0]), os.stat(path))
         except OSError:
             same = False
         job = call(path if same else Member.adopt(lines.descriptors.pop(), path, deadline=self.array.deadline))
-        self.publish(**self.array.places())
+        self._members_changed()
         return None if job is None else self._number(job)
 
     def _verb_add(self, lines: Lines, path: str, force: bool = False) -> tuple[int, str] | None:
@@ -646,8 +573,11 @@ class Client:
         return RemoteJob(self, number, kind)
 
     def _with_member(self, verb: str, path: str | os.PathLike[str], **args: Any) -> RemoteJob | None:
-        """A verb that hands over a new member, opened with the rights of the caller."""
+        """A verb that hands over a new member, opened with the rights of the caller; but for an array, which the owner opens."""
         name = os.path.abspath(path)
+        if os.path.isdir(name):
+            job: tuple[int, str] | None = self._call(verb, MAYBE_JOB, path=name, **args)
+            return None if job is None else RemoteJob(self, *job)
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:

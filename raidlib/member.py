@@ -223,7 +223,7 @@ class Member:
         if self._exclusive:
             self.array.let_go()
             self._exclusive = False
-        if self.owned:
+        if self.owned and not self.array.closed:
             self._close_array()
 
     def _close_array(self) -> None:

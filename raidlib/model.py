@@ -273,6 +273,10 @@ class Status(Struct, frozen=True, kw_only=True):
     notes: list[str] = []
     files_may_lose: int | None = None  # with arrays as members: how many files and devices below all levels may be lost, whichever
 
+    def files(self) -> list[str]:
+        """The members' paths, at every level."""
+        return [path for m in self.members for path in (m.path, *(m.array.files() if m.array is not None else ()))]
+
     def worst(self) -> Status:
         """The array of the tree that is worst off: itself, if it is not whole, else an inner one that is not."""
         inner = [m.array.worst() for m in self.members if m.array is not None]

@@ -32,7 +32,7 @@ from typing import Any
 
 import msgspec
 
-from . import control, runtime, system
+from . import control, nesting, protocol, runtime, system
 from . import opening as _opening
 from .errors import AccessError, ArrayIOError, BusyError, MissingFacilityError, RaidError, RefusedError, UsageError, from_errno
 from .model import SCHEMA, Struct
@@ -78,7 +78,7 @@ class _Ready(Struct, frozen=True, kw_only=True):
     """What the owner tells who started it."""
 
     info: MountInfo | None = None
-    error: control.Failure | None = None
+    error: protocol.Failure | None = None
 
 
 # --- What a dead owner has left -------------------------------------------------------------------------------------
@@ -137,6 +137,9 @@ def _check_mountpoint(place: str) -> None:
 
 def _detect(array: Any) -> str:
     """The type of the file system on an array, by its magic."""
+    if outer := nesting.content_uuid(array):
+        text = f"array {array.name or array.uuid} is a member of another one ({outer}): mount that, by the folder that all lie in"
+        raise RefusedError(f"{text}; --fs none shows the content of this one all the same")
     if array.size >= 4096 and array.pread(2, 1080) == b"\x53\xef":
         return "ext4"
     if array.pread(4, 0) == b"XFSB":
@@ -251,7 +254,7 @@ class _Session:
         """Brings it up, or nothing."""
         options = self.options
         self.notes += _clean(self.held.uuid, self.held.path, self.held.previous)
-        _check_members(options.members, self.mountpoint)
+        _check_members(_opening.resolve(options.members), self.mountpoint)
         _check_mountpoint(self.mountpoint)
         # from here on, whoever comes after this process, should it die, knows what to look for
         info = runtime.Info(pid=os.getpid(), uuid=self.held.uuid, mountpoint=self.mountpoint, volume=self.volume, started=time.time())
@@ -559,17 +562,6 @@ class _Session:
         os.close(self._wake_write)
 
 
-def _uuid_of(members: Sequence[Any]) -> str:
-    """By the first superblock that can be read."""
-    problem: RaidError = UsageError("no member was given")
-    for member in members:
-        try:
-            return _opening.examine(member).uuid
-        except RaidError as error:
-            problem = error
-    raise problem
-
-
 @contextlib.contextmanager
 def _logger(folder: Path) -> Iterator[logging.Logger]:
     """Writes owner.log in the run-time folder."""
@@ -586,7 +578,7 @@ def _logger(folder: Path) -> Iterator[logging.Logger]:
 
 def _own(options: _Options, ready: Callable[[MountInfo], None]) -> MountInfo:
     """The owner's life: from the claim to its release."""
-    with runtime.claim(_uuid_of(options.members)) as held, _logger(held.path) as log:
+    with runtime.claim(_opening.plan(options.members).uuid) as held, _logger(held.path) as log:
         session = _Session(options, held, log)
         info = session.start()
         try:
@@ -619,7 +611,7 @@ def _child_main() -> None:
     except BaseException as error:
         if answer.closed:
             raise
-        tell(_Ready(error=control.Failure.of(error)))
+        tell(_Ready(error=protocol.Failure.of(error)))
         sys.exit(1)
 
 
@@ -653,6 +645,13 @@ def _spawn(options: _Options) -> MountInfo:
     return ready.info
 
 
+def _absolute(source: Any) -> Any:
+    """The words for an array, as they are understood in any folder."""
+    if isinstance(source, (str, os.PathLike)) and source != "missing":
+        return os.path.abspath(source)
+    return [_absolute(member) for member in source] if isinstance(source, (list, tuple)) else source
+
+
 # --- What others use --------------------------------------------------------------------------------------------------
 
 
@@ -682,8 +681,8 @@ def mount(
     live = control.search(source)
     if live is not None:
         raise runtime.busy_error(live[1].uuid, live[1])
-    members = [os.path.abspath(member) if isinstance(member, (str, os.PathLike)) else member for member in _opening.resolve(source)]
-    if not foreground and not all(isinstance(member, str) for member in members):
+    members = _absolute([source] if isinstance(source, (str, os.PathLike)) else source)
+    if not foreground and not all(isinstance(member, (str, os.PathLike)) for member in _opening.resolve(members)):
         raise UsageError("members that are Python objects live in this process: mount them with foreground=True")
     place, asked = runtime.real_path(mountpoint), {"read_only": read_only, "run": run, "force": force, "allow_other": allow_other}
     options = _Options(members=members, mountpoint=place, fs=fs, driver=driver, deadline=deadline, **asked)
@@ -707,5 +706,8 @@ def umount(target: Any) -> None:
     left = control.search(target, alive=False)
     if left is None:
         raise UsageError(f"{target} is no mount of raidlib, nor an array that is in use")
-    with runtime.claim(left[1].uuid) as held:
-        _clean(held.uuid, held.path, held.previous)
+    dead = runtime.found(alive=False)
+    for item in dead:
+        if runtime.outermost(item, dead)[1].uuid == left[1].uuid:  # itself, and the arrays that were its members
+            with runtime.claim(item[1].uuid) as held:
+                _clean(held.uuid, held.path, held.previous)

@@ -14,9 +14,9 @@ from typing import Any
 from .array import Array
 from .assembly import Plan, judge
 from .engine import MemberHandle, ffi, lib
-from .errors import MixedArraysError, NoSuperblockError, NotEnoughMembersError, RaidError, UsageError
-from .member import NESTING_MAX, Found, Member, read_superblock, uuid_text
-from .model import MemberState, MemberStatus
+from .errors import MixedArraysError, NoSuperblockError, NotEnoughMembersError, RaidError, RefusedError, UnsupportedError, UsageError
+from .member import NESTING_MAX, Found, Member, close_all, describe, open_members, read_superblock, sort_out, uuid_text
+from .model import MemberState, MemberStatus, Superblock
 
 Start = Callable[[Plan, str], Array]  # of an inner array: its plan, what it is called
 
@@ -80,13 +80,39 @@ def _look(node: _Node, handles: list[tuple[Member, Any]]) -> str:
         return ""
 
 
+def examine_content(folder: str) -> Superblock | None:
+    """The superblock in the content of the array whose members lie in a folder; None: it holds none, or cannot be read as it is.
+
+    Writes nothing, and asks no lock.
+    """
+    members = open_members(sort_out(folder).sources, read_only=True, lock=False)
+    handles: list[tuple[Member, Any]] = []
+    try:
+        node = _Node("", members)
+        if not _look(node, handles) or node.look is None:
+            return None
+        node.look.path = folder
+        return describe(node.look, read_superblock(node.look))
+    except (MixedArraysError, NotEnoughMembersError, RefusedError, UnsupportedError):
+        return None
+    finally:
+        _end_looks(handles)
+        close_all(members)
+
+
+def _end_looks(handles: list[tuple[Member, Any]]) -> None:
+    for look, handle in reversed(handles):  # the later of them use the earlier
+        look.close()
+        lib.rl_array_close(handle)
+
+
 def _look_around(members: list[Member]) -> dict[str, _Node]:
     """The arrays that the members make, and which is a member of which. One may become readable only when another one is."""
     nodes: dict[str, _Node] = {}
     for member in members:
         uuid = _uuid(member)
         nodes.setdefault(uuid, _Node(uuid)).members.append(member)
-    handles: list[tuple[Member, Any]] = []  # the later of them use the earlier
+    handles: list[tuple[Member, Any]] = []
     try:
         found_one = True
         while found_one:
@@ -101,9 +127,7 @@ def _look_around(members: list[Member]) -> dict[str, _Node]:
                     nodes.setdefault(node.outer, _Node(node.outer)).inner.append(node)
                     found_one = True
     finally:
-        for look, handle in reversed(handles):
-            look.close()
-            lib.rl_array_close(handle)
+        _end_looks(handles)
     return nodes
 
 

@@ -103,7 +103,11 @@ def _started(array: Array) -> Array:
         return _given_up(inner, os.fspath(source))
 
     array._open_member = open_member
-    array._start()
+    try:
+        array._start()
+    except BaseException:
+        array.close()
+        raise
     return array
 
 

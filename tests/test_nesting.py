@@ -477,6 +477,22 @@ def test_a_damaged_leaf_is_shown_where_it_lies(tmp_path):
 # --- While it runs ----------------------------------------------------------------------------------------------------
 
 
+def test_a_failed_leaf_goes_back_where_it_was(tmp_path):
+    tank = tmp_path / "tank"
+    with make(tank, (5, 3), (1, 2)) as array:
+        content = fill(array)
+        for back in (array.add, array.re_add):
+            array.fail(tank / "b" / "member-1.img")
+            back(tank / "b" / "member-1.img").wait()
+            assert states(array.arrays[1][1]) == {0: "in_sync", 1: "in_sync", 2: "in_sync"}
+        array.fail(tank / "b" / "member-1.img")
+        array.remove(tank / "b" / "member-1.img")
+        with pytest.raises(errors.RefusedError, match="is a member of another array"):  # not said to which: not guessed
+            array.add(tank / "b" / "member-1.img")
+        array.arrays[1][1].re_add(tank / "b" / "member-1.img").wait()
+        assert array.pread(array.size, 0) == content
+
+
 def test_an_inner_array_fails_while_the_outer_goes_on(tmp_path):
     """Its files are deleted: the heartbeat finds that, the inner array fails, the outer one takes it out and goes on."""
     tank = tmp_path / "tank"

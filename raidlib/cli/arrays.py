@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from .. import control
+from .. import control, nesting
 from .. import opening as arrays
 from ..errors import NotEnoughMembersError, RaidError, RefusedError, UsageError
 from ..model import Status, format_size
@@ -52,11 +52,13 @@ from .base import OK, json_option, source_argument, yes_option
 def create(target: tuple[str, ...], mkfs: str | None, from_dir: str | None, wait: bool, yes: bool, as_json: bool, **options: Any) -> int:
     r"""Make an array: files in a directory, or of members that exist.
 
-    Where a slot has no member yet, say the word `missing`. Asks before it overwrites anything.
+    Where a slot has no member yet, say the word `missing`. A directory among several members stands for the array in it. Asks before
+    it overwrites anything.
 
     \b
       raidlib create tank --level 6 --raid-devices 6 --size 1G --mkfs ext4
       raidlib create a.img b.img missing --level 5 --raid-devices 3
+      raidlib create tank/a tank/b --level 0 --raid-devices 2      # of two arrays
     """
     place: Any = target[0] if len(target) == 1 and not os.path.isfile(target[0]) and not is_device(target[0]) else list(target)
     options = {name: value for name, value in options.items() if value is not None}
@@ -111,7 +113,7 @@ def open_new(place: Any, options: dict[str, Any], yes: bool) -> Any:
 def examine(members: tuple[str, ...], as_export: bool, as_json: bool) -> int:
     r"""Show what a member's superblock says.
 
-    Reads only. A directory stands for all members in it.
+    Reads only. A directory stands for all members in it, and for the array that they make, where that is a member itself.
 
     \b
       raidlib examine tank/member-0.img
@@ -125,6 +127,7 @@ def examine(members: tuple[str, ...], as_export: bool, as_json: bool) -> int:
         except RaidError as error:
             base.say(str(error))
             code = code or error.exit_code
+    found += [content for word in members if os.path.isdir(word) and (content := nesting.examine_content(word)) is not None]
     if as_json:
         base.document("examine", superblocks=found)
     for index, superblock in enumerate(() if as_json else found):
@@ -250,8 +253,8 @@ def export(array: tuple[str, ...], file: str, run: bool, force: bool, yes: bool,
 @contextlib.contextmanager
 def fresh_file(path: str, status: Status) -> Iterator[BinaryIO]:
     """A file to write to, which is no member of the array, and does not stay if the writing fails."""
-    for member in status.members:
-        if os.path.exists(path) and os.path.exists(member.path) and os.path.samefile(path, member.path):
+    for member in status.files():
+        if os.path.exists(path) and os.path.exists(member) and os.path.samefile(path, member):
             raise UsageError(f"{path} is a member of the array; export to another file", members=[path])
     is_new = not os.path.exists(path)
     with open(path, "wb") as out:

@@ -202,6 +202,20 @@ def reach(source: Source, *, mode: str = "rw", run: bool = False, force: bool = 
         yield array, False
 
 
+def every_level(handle: Any, live: bool, name: str) -> Iterator[tuple[str, Any]]:
+    """The arrays that are members of an array, the innermost first, then itself: with their names."""
+    if not live:
+        for path, inner in handle.arrays:
+            yield from every_level(inner, live, path)
+    else:
+        for member in handle.status().members:
+            client = control.connect(member.array.uuid) if member.array is not None else None
+            if client is not None:
+                with contextlib.closing(client):
+                    yield from every_level(client, live, member.path)
+    yield name, handle
+
+
 @contextlib.contextmanager
 def verdict_codes() -> Iterator[None]:
     """For the verbs that report on an array by exit code: too many members lost is 2, all else that hides the answer is 4."""
@@ -218,7 +232,7 @@ def verdict_codes() -> Iterator[None]:
 
 
 def verdict(status: Status, mismatches: int = 0) -> int:
-    """0 whole, 1 degraded or with mismatches, 2 failed."""
+    """0 whole, 1 degraded or with mismatches, at any level, 2 failed."""
     if status.state == "failed":
         return FAILED
-    return NOT_WHOLE if status.degraded or mismatches else OK
+    return NOT_WHOLE if status.worst().degraded or mismatches else OK

@@ -10,7 +10,7 @@ import click
 
 from .. import opening as arrays
 from ..errors import CancelledError, RaidError, RefusedError
-from ..model import JobStatus, Status, format_size
+from ..model import JobStatus, Mismatch, Status, format_size
 from . import base, render
 from .base import OK, array_argument, json_option, source_argument, wait_option, yes_option
 
@@ -24,12 +24,19 @@ def report(verb: str, source: base.Source, done: list[str], status: Status, as_j
         return OK
     for line in done:
         click.echo(line)
-    click.echo(f"{base.name_of(source)}: {short_state(status)}")
+    for name, state in hurt(status, base.name_of(source)):
+        click.echo(f"{name}: {state}")
     if status.job is not None and status.job.state in ("running", "paused"):
         what = "rebuild" if status.job.kind == "recovery" else status.job.kind
         goes_on = "runs" if status.owner_pid else "goes on when the array is next opened"
         click.echo(f"its {what} {goes_on}; `raidlib wait {base.name_of(source)}` sees it through")
     return OK
+
+
+def hurt(status: Status, name: str) -> list[tuple[str, str]]:
+    """The state of an array, and of those in it that are not whole."""
+    inner = [line for m in status.members if m.array is not None for line in hurt(m.array, m.path) if m.array.worst().degraded]
+    return [*inner, (name, short_state(status))]
 
 
 def short_state(status: Status) -> str:
@@ -211,7 +218,7 @@ def replace(array: str, old: str, new: str, run: bool, force: bool, wait: bool, 
 @base.start_options
 @json_option
 def check(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int:
-    r"""Read everything and compare the redundancy with the data. Changes no data.
+    r"""Read everything and compare the redundancy with the data. Changes no data. Arrays that are members are checked first.
 
     Exits with 0 all agrees, 1 degraded or mismatches found, 2 failed, 4 cannot tell.
 
@@ -237,18 +244,32 @@ def repair(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int
 
 
 def scrub(verb: str, words: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int:
-    """check and repair."""
+    """check and repair: of arrays that are members first, then of the array that they make, if that has any redundancy."""
     source = base.source_of(words)
+    done: list[dict[str, Any]] = []
     with base.verdict_codes(), base.reach(source, run=run, force=force) as (handle, live):
-        if not live and handle.job is not None and not handle.job.done:
-            watch(handle, handle.job, live, as_json)  # what the array was left with comes first
-        job = getattr(handle, verb)()
-        ended = render.finish(job, LABELS[verb], live, quiet=as_json)
-        found, status = job.mismatches(), handle.status()
+        for name, each in base.every_level(handle, live, base.name_of(source)):
+            if each is handle and done and handle.status().level in ("raid0", "linear"):
+                continue
+            if not live and each.job is not None and not each.job.done:
+                watch(each, each.job, live, as_json)  # what the array was left with comes first
+            job = getattr(each, verb)()
+            ended = render.finish(job, LABELS[verb], live, quiet=as_json)
+            done.append({"array": name, "job": ended, "mismatches": job.mismatches(), "status": each.status()})
+        status: Status = handle.status()
+    count = sum(part["job"].mismatch_count for part in done)
     if as_json:
-        base.document(verb, job=ended, mismatches=found, status=status)
-        return base.verdict(status, ended.mismatch_count)
-    name = base.name_of(source)
+        whole = done[-1] if done[-1]["status"].uuid == status.uuid else {"job": None, "mismatches": []}
+        inner = [{key: base.plain(part[key]) for key in ("array", "job", "mismatches")} for part in done if part is not whole]
+        base.document(verb, job=whole["job"], mismatches=whole["mismatches"], status=status, inner=inner)
+        return base.verdict(status, count)
+    for part in done:
+        print_scrub(verb, part["array"], part["job"], part["mismatches"], part["status"])
+    return base.verdict(status, count)
+
+
+def print_scrub(verb: str, name: str, ended: JobStatus, found: list[Mismatch], status: Status) -> None:
+    """What a check of one array has found."""
     if ended.mismatch_count:
         more = " (the first of them are listed)" if sum(m.sectors for m in found) < ended.mismatch_count else ""
         mended = sum(m.repaired for m in found)
@@ -262,7 +283,6 @@ def scrub(verb: str, words: tuple[str, ...], run: bool, force: bool, as_json: bo
     click.echo(job_line(ended))
     if status.degraded:
         click.echo(f"{name}: {short_state(status)}. What is missing could not be compared: add a member, and check again.")
-    return base.verdict(status, ended.mismatch_count)
 
 
 @click.command(short_help="Wait until a rebuild, resync or check is done.")
@@ -279,11 +299,13 @@ def wait(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int:
     """
     source = base.source_of(array)
     with base.verdict_codes(), base.reach(source, run=run, force=force) as (handle, live):
-        job = handle.job
         ended: list[JobStatus] = []
-        if job is not None and not job.done:
+        for _name, each in base.every_level(handle, live, ""):
+            job = each.job
+            if job is None or job.done:
+                continue
             try:
-                ended = watch(handle, job, live, as_json)
+                ended += watch(each, job, live, as_json)
             except CancelledError:
                 if not job.done:
                     raise  # we were interrupted; else somebody cancelled the job, and there is nothing to wait for

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -109,6 +109,24 @@ def place_of(members: Sequence[MemberStatus]) -> str:
     return folders.pop() if len(folders) == 1 else ""
 
 
+def member_rows(members: Sequence[MemberStatus], folder: str, depth: int = 0) -> Iterator[list[str | Text]]:
+    """The lines of the table of members; below a member that is an array those of its own, further in."""
+    for member in members:
+        slot, *rest = member_row(member, folder)
+        yield ["  " * depth + str(slot), *rest]
+        if member.array is not None:
+            yield from member_rows(member.array.members, folder, depth + 1)
+
+
+def array_words(status: Status) -> str:
+    """An array that is a member, in short."""
+    state = "FAILED" if status.state == "failed" else "whole"
+    if status.degraded and status.state != "failed":
+        state = f"degraded, {count_of(status.degraded, 'slot')} not in sync"
+    job = [job_words(status.job)] if status.job is not None and status.job.state in ("running", "paused") else []
+    return "; ".join([f"{status.level} of {status.raid_devices}, {state}", *job])
+
+
 def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
     """One line of the table of members."""
     words, style = _MEMBER_WORDS[member.state]
@@ -123,6 +141,7 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
     )
     reason = member.reason.replace(f"{folder}/", "") if folder else member.reason
     notes = [reason] if reason and not (member.state is MemberState.REMOVED and member.reason == "no member") else []
+    notes += [array_words(member.array)] if member.array is not None else []
     for number, what in ((member.corrected_reads, "read error was mended"), (member.read_errors - member.corrected_reads, "read error")):
         if number > 0:
             notes.append(f"{number} {what.replace('error', 'errors').replace('was', 'were') if number > 1 else what}")
@@ -133,9 +152,10 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
 
 def members_table(members: Sequence[MemberStatus]) -> list[Any]:
     """The table of members, under its title."""
-    folder = place_of(members)
+    folder, nested = place_of(members), any(m.array is not None for m in members)
     title = Text(f"Members{f' in {folder}' if folder else ''}", style="bold")
-    return [title, Padding(grid(("Slot", "State", "Member", "Note"), [member_row(m, folder) for m in members], right=(0,)), (0, 0, 0, 2))]
+    table = grid(("Slot", "State", "Member", "Note"), member_rows(members, folder), right=() if nested else (0,))
+    return [title, Padding(table, (0, 0, 0, 2))]
 
 
 def headline(name: str, of: Any) -> Text:
@@ -162,6 +182,12 @@ def job_words(job: JobStatus) -> str:
     return f"{job.kind} {job.state}{f': {job.error}' if job.error else ''}"
 
 
+def may_lose_words(status: Status) -> str:
+    """Of its members; and of arrays of arrays, of what lies below all of them."""
+    own = count_of(status.may_lose, "member")
+    return own if status.files_may_lose is None else f"{own}; of the files and devices below {status.files_may_lose}, whichever"
+
+
 def print_status(status: Status, name: str, live: bool) -> None:
     """`raidlib detail`: what a frightened user needs to see first comes first, what to do comes last."""
     running = f"running, process {status.owner_pid}" if live else "at rest: no process has it open"
@@ -174,7 +200,7 @@ def print_status(status: Status, name: str, live: bool) -> None:
     rows: list[tuple[str, str | Text | None]] = [
         ("State", state_words(status, live)),
         ("Open", running),
-        ("May still lose", count_of(status.may_lose, "member") if status.state != "failed" else None),
+        ("May still lose", may_lose_words(status) if status.state != "failed" else None),
         ("Job", job_words(status.job) if status.job else None),
         ("Resync", resync),
         ("Mounted on", status.mountpoint),
