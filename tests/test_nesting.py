@@ -579,8 +579,12 @@ def test_a_lack_of_space_passes_both_levels(striped_mirror):
     disks[2].write_error = errno.ENOSPC
     with pytest.raises(errors.NoSpaceError):
         array.pwrite(bytes(4 * CHUNK), 0)
-    disks[2].write_error = 0
     assert states(array) == {0: "in_sync", 1: "in_sync"}
+    assert [inner.state for _name, inner in array.arrays] == ["clean", "read_only"] and array.state == "read_only"
+    disks[2].write_error = 0
+    until = time.monotonic() + 15
+    while array.state == "read_only" and time.monotonic() < until:  # the inner one finds that there is space, then the outer one
+        time.sleep(0.05)
     assert [inner.state for _name, inner in array.arrays] == ["clean", "clean"]
     array.pwrite(content, 0)
     assert array.pread(len(content), 0) == content
