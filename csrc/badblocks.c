@@ -213,7 +213,7 @@ bool rl_bad_mark(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors
         d->log_stale = true;
     }
     if (done && d->log_stale)
-        atomic_store(&a->marks_due, true);
+        atomic_store(&a->commit_due, true);
     set_count(a, d);
     pthread_rwlock_unlock(lock_of(a));
     free(trial.pairs);
@@ -236,7 +236,7 @@ void rl_bad_clear(rl_array *a, uint32_t device, uint64_t sector, uint64_t sector
 /* I13. Config exclusive, all devices flushed. */
 void rl_bad_note_durable(rl_array *a)
 {
-    for (uint32_t i = 0; !atomic_load(&a->marks_due) && i < a->device_count; i++) {
+    for (uint32_t i = 0; !atomic_load(&a->commit_due) && i < a->device_count; i++) {
         struct device *d = a->devices[i];
         bool same = d->bad.count == d->logged.count &&
                     (d->bad.count == 0 || memcmp(d->bad.pairs, d->logged.pairs, d->bad.count * 2 * sizeof *d->bad.pairs) == 0);

@@ -154,6 +154,7 @@ void rl_device_out(rl_array *a, uint32_t device, const char *why)
         rl_member_trouble(d->member, d->reason, sizeof d->reason);
     rl_event_post(a, RL_EVENT_FAIL, (int32_t)device, 0, d->reason);
     doubt_no_more(a, d);
+    atomic_store(&a->commit_due, true); /* S1 */
     d->state = RL_DEVICE_FAULTY;
     d->last_slot = d->slot;
     d->slot = -1;
@@ -237,7 +238,7 @@ int rl_request_settle(struct request *rq)
     rl_array *a = rq->a;
     int rc = 0;
     bool changed = false;
-    if ((rq->failed_count == 0 && !atomic_load(&a->marks_due)) || a->flags & RL_ARRAY_READ_ONLY)
+    if ((rq->failed_count == 0 && !atomic_load(&a->commit_due)) || a->flags & RL_ARRAY_READ_ONLY)
         return 0;
     pthread_rwlock_wrlock(&a->config);
     for (unsigned i = 0; i < rq->failed_count; i++) {
@@ -256,12 +257,12 @@ int rl_request_settle(struct request *rq)
         rl_device_out(a, device, NULL);
         changed = true;
     }
-    if (changed || (atomic_load(&a->marks_due) && !atomic_load(&a->broken))) { /* I12 */
+    if (changed || (atomic_load(&a->commit_due) && !atomic_load(&a->broken))) { /* S1, I12 */
         int committed = rl_metadata_commit(a);
         rc = rc ? rc : committed;
     }
-    if (rc == 0 && atomic_load(&a->marks_due))
-        rc = rl_fail(EIO, "rl_array", -1, 0, "the array has failed: a block that is bad could not be recorded");
+    if (rc == 0 && atomic_load(&a->commit_due))
+        rc = rl_fail(EIO, "rl_array", -1, 0, "the array has failed: what failed before could not be recorded");
     pthread_rwlock_unlock(&a->config);
     rq->failed_count = 0;
     return rc;
@@ -318,6 +319,7 @@ int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index
     d->state = c->state;
     d->slot = c->slot;
     d->last_slot = -1;
+    d->written_events = d->sb.events;
     d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
     atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
     d->log_usable = rl_bad_log_usable(a, d);
@@ -451,6 +453,7 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
         }
         return rc;
     }
+    a->devices[index]->written_events = a->sb.events; /* a commit gives it its first */
     *device = index;
     rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, member->name);
     rc = rl_metadata_commit(a);

@@ -144,6 +144,7 @@ struct device {
     int32_t slot; /* config lock */
     int32_t last_slot; /* config lock: where it was before it was out, or -1 */
     _Atomic uint64_t recovered; /* sectors that are good; RL_MAX_SECTOR in sync. Written under the stripe lock of what it passes */
+    uint64_t written_events; /* config exclusive: the count in the superblock that is on it */
     uint64_t durable; /* config exclusive: `recovered` as of the last flush: what a superblock may say (I5) */
     struct ranges bad, logged; /* bad_lock: blocks not to be read; what the log on the device says of them, or will once it is written */
     atomic_uint bad_count; /* of `bad`, to be looked at without the lock */
@@ -183,7 +184,7 @@ struct rl_array {
     struct rl_superblock sb; /* config: the array-wide fields */
     atomic_uint uneven; /* devices that are good in part only (rebuilding, bad blocks), or more */
     pthread_rwlock_t bad_lock;
-    atomic_bool marks_due; /* I12: a mark is not in its log yet */
+    atomic_bool commit_due; /* I1, I12: a failure or a bad block is not on the superblocks or in its log yet */
     atomic_bool active; /* the superblocks say that writes may be open; set under config exclusive */
     atomic_bool broken; /* a member that the content needs is gone */
     atomic_bool full; /* no space is left under a member: nothing is written until the service finds that there is (io.c) */

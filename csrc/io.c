@@ -253,7 +253,7 @@ static int change(rl_array *a, const char *call, const struct change *c, uint64_
         return rl_fail(EROFS, call, -1, offset, "the array is open read-only");
     if (atomic_load(&a->broken))
         return rl_fail(EIO, call, -1, offset, "the array has failed: more members are gone than it bears");
-    if (atomic_load(&a->full))
+    if (atomic_load(&a->full) && !(c->zero_flags & RL_ZERO_DISCARD)) /* what gives space back may try */
         return rl_fail(ENOSPC, call, -1, offset, "no space is left under a member: nothing is written until there is");
     struct workspace *w = rl_workspace_get(a);
     if (!w)

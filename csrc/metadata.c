@@ -3,6 +3,9 @@
  * A commit raises `events` by one and writes the superblock of every device that is not faulty, spares included, then flushes. A device's bad-block
  * log, where it has changed, comes before its superblock (badblocks.c). A device that cannot take its superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
  *
+ *   S1  What failed and is not on the superblocks yet is due (commit_due): no write is acknowledged before a commit has succeeded (I1, rl_request_settle).
+ *   S2  No device in use is ever more than one event count behind the others: with two it would be stale at the next start. So a full file system costs commits, not members.
+ *
  *   clean ──rl_metadata_set_active (before the first write)──► active ──rl_metadata_set_clean (idle, close; after a flush)──► clean
  */
 #include "internal.h"
@@ -113,41 +116,65 @@ static void raise_events(rl_array *a)
     a->sb.utime_us = (uint32_t)rl_max(1, now / 1000 % 1000000);
 }
 
+/* Writes the superblock of a device as of the current event count. 1: it could not, and is out; -errno: nor may it be out. */
+static int update_device(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    int written = write_superblock(a, d);
+    if (written == 0) {
+        d->written_events = a->sb.events;
+        return 0;
+    }
+    if (rl_is_space_error(written)) {
+        rl_note_full(a, (int32_t)device);
+        return rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
+    }
+    if (rl_enough_without(a, (int32_t)device)) {
+        rl_device_out(a, device, NULL);
+        return 1;
+    }
+    if (written == -ENODEV)
+        rl_device_lost(a, device);
+    return rl_fail(EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s, which the content needs, cannot be written",
+                   d->member->name);
+}
+
+/* S2: before the count is raised once more, whoever did not get the last one (no space, an error of a member that is needed) gets it now, or it is not raised. */
+static int catch_up(rl_array *a)
+{
+    int rc = 0;
+    for (uint32_t i = 0; rc >= 0 && i < a->device_count; i++) {
+        if (takes_superblock(a->devices[i]) && a->devices[i]->written_events < a->sb.events)
+            rc = update_device(a, i);
+    }
+    return rc < 0 ? rc : 0;
+}
+
 /* Writes the superblocks of all devices; what cannot take its own is out. Failing of the last that the content needs is the array's failure. */
 static int write_superblocks(rl_array *a)
 {
     int rc = 0;
-    bool again = true;
-    while (again) {
+    for (bool again = true; again;) {
         again = false;
         for (uint32_t i = 0; i < a->device_count; i++) {
-            struct device *d = a->devices[i];
-            int written = takes_superblock(d) ? write_superblock(a, d) : 0;
-            if (written == 0)
-                continue;
-            if (rl_is_space_error(written)) {
-                rl_note_full(a, (int32_t)i);
-                rc = rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
-            } else if (rl_enough_without(a, (int32_t)i)) {
-                rl_device_out(a, i, NULL);
-                again = true;
-            } else {
-                if (written == -ENODEV)
-                    rl_device_lost(a, i);
-                rc = rl_fail(EIO, "rl_metadata_commit", d->slot, 0, "the superblock of %s, which the content needs, cannot be written",
-                             d->member->name);
-            }
+            int done = takes_superblock(a->devices[i]) ? update_device(a, i) : 0;
+            again |= done > 0;
+            rc = done < 0 ? done : rc;
         }
-        if (again)
+        if (rc == 0 && again)
             raise_events(a);
+        again &= rc == 0; /* else the failures are recorded by the commit that succeeds (commit_due) */
     }
     if (rc == 0)
-        atomic_store(&a->marks_due, false);
+        atomic_store(&a->commit_due, false);
     return rc;
 }
 
 int rl_metadata_commit(rl_array *a)
 {
+    int rc = catch_up(a);
+    if (rc)
+        return rc;
     raise_events(a);
     return write_superblocks(a);
 }
@@ -155,8 +182,12 @@ int rl_metadata_commit(rl_array *a)
 int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led)
 {
     struct device *d = a->devices[leader];
+    int rc = catch_up(a);
+    *led = false;
+    if (rc)
+        return rc;
     raise_events(a);
-    int rc = write_superblock(a, d);
+    rc = write_superblock(a, d);
     *led = rc == 0;
     if (*led)
         return write_superblocks(a);
@@ -225,7 +256,7 @@ int rl_metadata_set_clean(rl_array *a)
     uint64_t failures = rl_flush_devices(a, &rq);
     if (failures == 0)
         rl_note_durable(a);
-    if (failures == 0 && !rl_bad_stale(a) && (!redundant || !atomic_load(&a->active)))
+    if (failures == 0 && !rl_bad_stale(a) && !atomic_load(&a->commit_due) && (!redundant || !atomic_load(&a->active)))
         return 0;
     for (unsigned i = 0; i < rq.failed_count; i++) {
         uint32_t device = rq.failed[i].device;

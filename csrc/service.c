@@ -24,7 +24,8 @@ static int go_clean_if_idle(rl_array *a)
     if (rl_lock_flushed(a, &rq) == 0 && atomic_load(&a->open_writes) == 0 && atomic_load(&a->last_write_ns) == last)
         (void)rl_metadata_set_clean(a);
     pthread_rwlock_unlock(&a->config);
-    (void)rl_request_settle(&rq);
+    if (rq.failed_count) /* what is due besides is tried by the next write: here it would be tried for ever */
+        (void)rl_request_settle(&rq);
     return (int)a->safe_mode_ms;
 }
 
@@ -83,7 +84,8 @@ static void probe_members(rl_array *a, bool superblocks)
     }
     free(blocks);
     pthread_rwlock_unlock(&a->config);
-    (void)rl_request_settle(&rq); /* as above */
+    if (rq.failed_count)
+        (void)rl_request_settle(&rq); /* as above */
 }
 
 /* Lets writes in again when a second has passed and no member lacks room. Quotas and size limits do not show there: they are found anew, once a second. */
@@ -94,8 +96,13 @@ static void look_for_space(rl_array *a)
     for (uint32_t i = 0; i < a->device_count; i++)
         room &= !a->devices[i]->member || a->devices[i]->state == RL_DEVICE_FAULTY || !atomic_load(&a->devices[i]->member->no_room);
     pthread_rwlock_unlock(&a->config);
-    if (room && atomic_exchange(&a->full, false))
-        rl_event_post(a, RL_EVENT_SPACE, -1, 0, "there is space again");
+    if (!room || !atomic_exchange(&a->full, false))
+        return;
+    rl_event_post(a, RL_EVENT_SPACE, -1, 0, "there is space again");
+    pthread_rwlock_wrlock(&a->config);
+    if (atomic_load(&a->commit_due) && !atomic_load(&a->broken))
+        (void)rl_metadata_commit(a); /* what fails in it is due still, and the next write is told */
+    pthread_rwlock_unlock(&a->config);
 }
 
 int rl_array_service(rl_array *a)

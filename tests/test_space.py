@@ -229,3 +229,67 @@ def test_many_threads_are_refused_at_once():
         array.check().wait()
         assert array.status().mismatch_count == 0
         assert [m.state for m in array.status().members] == ["in_sync"] * 4
+
+
+def superblock_events(device):
+    return raidlib.examine(device).events
+
+
+def test_superblocks_without_space_strand_nobody():
+    """S2: a member that is full for many commits is never more than one event behind, and in when the array is opened again."""
+    memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
+    devices = [lab.FaultyDevice(device) for device in memory]
+    array = raidlib.create(devices, level=5, chunk="16K", assume_clean=True)
+    array.pwrite(b"before" * 1000, 0)
+    wait_for(lambda: array.state == "clean")
+    devices[1].add(lab.Rule("error", on="write", first_sector=8, sectors=8, errno=errno.ENOSPC))
+    for _ in range(4):
+        with pytest.raises(raidlib.errors.NoSpaceError):
+            array.pwrite(b"refused", 0)
+        wait_for(lambda: "no space" not in array.status().advice)  # it tries again
+    with pytest.raises(raidlib.errors.NoSpaceError):
+        array.pwrite(b"refused", 0)
+    counts = [superblock_events(device) for device in memory]
+    assert max(counts) - min(counts) <= 1
+    with contextlib.suppress(raidlib.errors.NoSpaceError):
+        array.close()
+    with raidlib.open(memory) as array:
+        assert states(array) == ["in_sync"] * 3
+        assert array.pread(6000, 0) in (b"before" * 1000, b"refused" + (b"before" * 1000)[7:])
+
+
+def test_a_failure_that_finds_no_space_on_a_superblock_stops_all_writes():
+    """S1, I1: the commit that should record it fails; what comes later is not acknowledged before one has succeeded."""
+    memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
+    devices = [lab.FaultyDevice(device) for device in memory]
+    array = raidlib.create(devices, level=1, assume_clean=True)
+    array.pwrite(b"0" * 4096, 0)
+    array.flush()
+    devices[1].add(lab.Rule("error", on="write", first_sector=100, sectors=8000, errno=errno.ETIMEDOUT))
+    rule = devices[2].add(lab.Rule("error", on="write", first_sector=8, sectors=8, errno=errno.ENOSPC))
+    for number in range(3):
+        with pytest.raises(raidlib.errors.NoSpaceError):
+            array.pwrite(b"%d" % number * 4096, 0)
+        wait_for(lambda: "no space" not in array.status().advice)
+    devices[2].remove(rule)
+    wait_for(lambda: "no space" not in array.status().advice)
+    array.pwrite(b"9" * 4096, 0)
+    # whoever is left: the member that failed is not taken for good
+    with raidlib.open([m.fork() for m in memory[1:]], mode="r", run=True) as again:
+        assert again.pread(4096, 0) == b"9" * 4096
+    array.close()
+
+
+def test_a_full_array_takes_discards():
+    memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
+    devices = [lab.FaultyDevice(device) for device in memory]
+    with raidlib.create(devices, level=5, chunk="16K", assume_clean=True) as array:
+        array.pwrite(b"x" * 100_000, 0)
+        devices[2].add(lab.Rule("error", on="write", first_sector=4096, sectors=2000, errno=errno.ENOSPC))
+        with pytest.raises(raidlib.errors.NoSpaceError):
+            array.pwrite(b"y" * 200_000, 2 << 20)
+        with pytest.raises(raidlib.errors.NoSpaceError):
+            array.zero(0, 65536)
+        array.discard(0, 65536)
+        assert array.pread(65536, 0) == bytes(65536)
+        devices[2].clear()
