@@ -96,13 +96,14 @@ static void look_for_space(rl_array *a)
     for (uint32_t i = 0; i < a->device_count; i++)
         room &= !a->devices[i]->member || a->devices[i]->state == RL_DEVICE_FAULTY || !atomic_load(&a->devices[i]->member->no_room);
     pthread_rwlock_unlock(&a->config);
-    if (!room || !atomic_exchange(&a->full, false))
+    if (!room)
         return;
-    rl_event_post(a, RL_EVENT_SPACE, -1, 0, "there is space again");
     pthread_rwlock_wrlock(&a->config);
-    if (atomic_load(&a->commit_due) && !atomic_load(&a->broken))
-        (void)rl_metadata_commit(a); /* what fails in it is due still, and the next write is told */
+    bool due = atomic_load(&a->commit_due) && !atomic_load(&a->broken);
+    int rc = due ? rl_metadata_commit(a) : 0; /* any other trouble the next write is told, for it stays due */
     pthread_rwlock_unlock(&a->config);
+    if (!rl_is_space_error(rc) && atomic_exchange(&a->full, false))
+        rl_event_post(a, RL_EVENT_SPACE, -1, 0, "there is space again");
 }
 
 int rl_array_service(rl_array *a)

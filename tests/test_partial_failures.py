@@ -468,3 +468,26 @@ def test_a_090_array_has_room_for_27_devices():
         array.pwrite(content, 0)
         assert array.pread(4096, 0) == content
     assert [oracle.parse_superblock(bytes(d.data)).dev_number for i, d in enumerate(full) if i != 5] == [i for i in range(27) if i != 5]
+
+
+def test_a_failure_that_could_not_be_recorded_stops_all_writes():
+    """S1, I1: the only survivor cannot take its superblock.
+
+    Were later writes acknowledged, the next start would take both members, of which one is stale.
+    """
+    memory = [raidlib.MemoryDevice("4M") for _ in range(2)]
+    devices = [lab.FaultyDevice(device) for device in memory]
+    array = raidlib.create(devices, level=1, assume_clean=True)
+    array.pwrite(b"0" * 4096, 0)
+    array.flush()
+    devices[1].add(lab.Rule("error", on="write", first_sector=100, sectors=8000, errno=errno.ETIMEDOUT))
+    rule = devices[0].add(lab.Rule("error", on="write", first_sector=8, sectors=8))
+    for number in range(3):
+        with pytest.raises(errors.ArrayIOError):
+            array.pwrite(b"%d" % number * 4096, 0)
+    devices[0].remove(rule)
+    array.pwrite(b"9" * 4096, 0)
+    with raidlib.open([m.fork() for m in memory], mode="r", run=True) as again:
+        assert states(again) == {0: "in_sync", 1: "removed"}
+        assert again.pread(4096, 0) == b"9" * 4096
+    array.close()

@@ -267,10 +267,16 @@ def test_a_failure_that_finds_no_space_on_a_superblock_stops_all_writes():
     array.flush()
     devices[1].add(lab.Rule("error", on="write", first_sector=100, sectors=8000, errno=errno.ETIMEDOUT))
     rule = devices[2].add(lab.Rule("error", on="write", first_sector=8, sectors=8, errno=errno.ENOSPC))
-    for number in range(3):
+    for number in range(35):  # for some seconds, in which it tries again
         with pytest.raises(raidlib.errors.NoSpaceError):
-            array.pwrite(b"%d" % number * 4096, 0)
-        wait_for(lambda: "no space" not in array.status().advice)
+            array.pwrite(b"%d" % (number % 10) * 4096, 0)
+        time.sleep(0.1)
+    kinds = []
+    while event := array.next_event():
+        kinds.append(event.kind)
+    assert (kinds.count("no_space"), kinds.count("space")) == (1, 0)
+    counts = [superblock_events(memory[0]), superblock_events(memory[2])]
+    assert max(counts) - min(counts) <= 1
     devices[2].remove(rule)
     wait_for(lambda: "no space" not in array.status().advice)
     array.pwrite(b"9" * 4096, 0)
