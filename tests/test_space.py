@@ -270,7 +270,7 @@ def test_a_failure_that_finds_no_space_on_a_superblock_stops_all_writes():
     for number in range(3):
         with pytest.raises(raidlib.errors.NoSpaceError):
             array.pwrite(b"%d" % number * 4096, 0)
-        wait_for(lambda: "no space" not in array.status().advice)
+        time.sleep(1.2)  # the service has tried again by then
     devices[2].remove(rule)
     wait_for(lambda: "no space" not in array.status().advice)
     array.pwrite(b"9" * 4096, 0)
