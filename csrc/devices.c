@@ -441,7 +441,11 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
                        "%s is too small: the array needs %llu bytes of data on each member, it has room for %llu", member->name,
                        (unsigned long long)(a->g.dev_sectors * RL_SECTOR),
                        (unsigned long long)(sectors > superblock->data_offset ? (sectors - superblock->data_offset) * RL_SECTOR : 0));
-    if (index == RL_DEVICES_MAX || number >= (a->sb.version == 90 ? RL_SB90_DISKS : RL_SB_DEVS_MAX))
+    if (!rl_fits_090(a, 1))
+        return rl_fail(EBUSY, "rl_array_add", -1, 0,
+                       "a superblock of version 0.90 has room for %u devices, and those of an array of %u are in use or reserved",
+                       RL_SB90_DISKS, a->sb.raid_disks);
+    if (index == RL_DEVICES_MAX || number >= RL_SB_DEVS_MAX)
         return rl_fail(EBUSY, "rl_array_add", -1, 0, "the array has no room for one more device: remove the faulty ones");
     if (rl_member_block_bytes(member) > a->block_bytes)
         return rl_fail(EINVAL, "rl_array_add", -1, 0, "%s has larger blocks than the array", member->name);

@@ -212,6 +212,9 @@ static int finish_open(rl_array *a)
     if (odd || block & (block - 1) || block > RL_BUFFER_ALIGN)
         return rl_fail(EINVAL, "rl_array_open", -1, 0, "blocks of %llu bytes do not fit the chunk or the members' data",
                        (unsigned long long)block);
+    if (!rl_fits_090(a, 0) && !(a->flags & RL_ARRAY_READ_ONLY))
+        return rl_fail(EINVAL, "rl_array_open", -1, 0,
+                       "a superblock of version 0.90 has no room for so many devices: the array can be read only");
     rl_count_uneven(a);
     uint64_t blocks = g->parity ? g->slots + g->parity : g->copies + 1;
     a->workspaces_max = (unsigned)rl_max(RL_WORKSPACES_MIN, rl_min(RL_WORKSPACES_MAX, RL_WORKSPACE_BUDGET / (blocks * RL_SLICE_BYTES)));

@@ -311,6 +311,8 @@ int rl_metadata_commit(rl_array *a);
 int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led);
 int rl_metadata_set_active(rl_array *a);
 int rl_metadata_set_clean(rl_array *a);
+/* Whether a 0.90 superblock has entries for all devices in use and `more`. */
+bool rl_fits_090(const rl_array *a, uint32_t more);
 void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out);
 /* config lock exclusive: marks it faulty in memory; rl_metadata_commit must follow */
 void rl_device_out(rl_array *a, uint32_t device, const char *why);

@@ -10,18 +10,28 @@
  */
 #include "internal.h"
 
-/* 0.90 keeps active devices at the index of their slot; what is no (full) member of a slot follows after raid_disks. */
+bool rl_fits_090(const rl_array *a, uint32_t more)
+{
+    uint32_t needed = a->sb.raid_disks + more;
+    for (uint32_t i = 0; i < a->device_count; i++)
+        needed += a->devices[i]->state == RL_DEVICE_REBUILDING || a->devices[i]->state == RL_DEVICE_REPLACEMENT ||
+                  a->devices[i]->state == RL_DEVICE_SPARE;
+    return a->sb.version != 90 || needed <= RL_SB90_DISKS;
+}
+
+/* 0.90 keeps active devices at the index of their slot; what is no (full) member of a slot follows after raid_disks: faulty ones last, for which there may be no room. */
 static void stamp_090(const rl_array *a, const struct device *own, struct rl_superblock *out)
 {
     uint32_t next = a->sb.raid_disks;
     memset(out->disks, 0, sizeof out->disks);
     for (uint32_t slot = 0; slot < a->sb.raid_disks && slot < RL_SB90_DISKS; slot++)
         out->disks[slot] = (struct rl_sb90_disk){slot, 0, 0, slot, 9};
-    for (uint32_t i = 0; i < a->device_count; i++) {
-        const struct device *d = a->devices[i];
-        bool in_sync = d->state == RL_DEVICE_IN_SYNC;
+    for (uint32_t i = 0; i < 2 * a->device_count; i++) {
+        const struct device *d = a->devices[i % a->device_count];
+        bool in_sync = d->state == RL_DEVICE_IN_SYNC, faulty = d->state == RL_DEVICE_FAULTY;
         uint32_t number = in_sync ? (uint32_t)d->slot : next;
-        if (d->state == RL_DEVICE_REMOVED || number >= RL_SB90_DISKS)
+        RL_ASSERT(number < RL_SB90_DISKS || i >= a->device_count || faulty || d->state == RL_DEVICE_REMOVED || d != own); /* rl_fits_090 */
+        if (d->state == RL_DEVICE_REMOVED || number >= RL_SB90_DISKS || faulty != (i >= a->device_count))
             continue;
         next += !in_sync;
         out->disks[number] = (struct rl_sb90_disk){number, d->sb.this_disk.major, d->sb.this_disk.minor, number,
@@ -107,13 +117,19 @@ static int write_superblock(const rl_array *a, struct device *d)
     return io[0].result ? io[0].result : io[1].result;
 }
 
-static void raise_events(rl_array *a)
+/* It must not wrap: a count of 0 would make every superblock the stalest there is. */
+static int raise_events(rl_array *a)
 {
+    if (a->sb.events == UINT64_MAX)
+        return rl_fail(EOVERFLOW, "rl_metadata_commit", -1, 0,
+                       "the event count of the superblocks is at its end, %llu: the array can be read only; copy its content to a new one",
+                       (unsigned long long)a->sb.events);
     uint64_t now = a->wall_ns(a->clock_context);
     a->sb.events++;
     a->sb.utime_s = now / 1000000000u;
     /* never zero: how a later session knows that no kernel has written since (DESIGN.md section 4, checksums) */
     a->sb.utime_us = (uint32_t)rl_max(1, now / 1000 % 1000000);
+    return 0;
 }
 
 /* Writes the superblock of a device as of the current event count. 1: it could not, and is out; -errno: nor may it be out. */
@@ -162,7 +178,7 @@ static int write_superblocks(rl_array *a)
             rc = done < 0 ? done : rc;
         }
         if (rc == 0 && again)
-            raise_events(a);
+            rc = raise_events(a);
         again &= rc == 0; /* else the failures are recorded by the commit that succeeds (commit_due) */
     }
     if (rc == 0)
@@ -173,10 +189,8 @@ static int write_superblocks(rl_array *a)
 int rl_metadata_commit(rl_array *a)
 {
     int rc = catch_up(a);
-    if (rc)
-        return rc;
-    raise_events(a);
-    return write_superblocks(a);
+    rc = rc ? rc : raise_events(a);
+    return rc ? rc : write_superblocks(a);
 }
 
 int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led)
@@ -184,9 +198,9 @@ int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led)
     struct device *d = a->devices[leader];
     int rc = catch_up(a);
     *led = false;
+    rc = rc ? rc : raise_events(a);
     if (rc)
         return rc;
-    raise_events(a);
     rc = write_superblock(a, d);
     *led = rc == 0;
     if (*led)

@@ -13,6 +13,21 @@ uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end)
     return sector / unit;
 }
 
+/* In which order the copies are asked, by index: write-mostly devices last, but where copies may differ (no resync yet) it is the resync's. */
+static void order_copies(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t offset, uint64_t length, uint8_t *order)
+{
+    bool agree = (offset + length) / RL_SECTOR <= atomic_load(&a->resync);
+    unsigned n = 0;
+    for (unsigned last = 0; last < 2; last++) {
+        for (unsigned i = 0; i < count; i++) {
+            int32_t device = a->slot_device[places[i].slot];
+            bool mostly = agree && device >= 0 && a->devices[device]->sb.devflags & 1;
+            if (mostly == (last > 0))
+                order[n++] = (uint8_t)i;
+        }
+    }
+}
+
 /* One block from any copy; copies that fail to read it are mended from the one that does. */
 static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64_t offset)
 {
@@ -21,9 +36,11 @@ static int fetch_block(struct request *rq, void *buffer, uint64_t length, uint64
     uint32_t broken[RL_COPIES_MAX];
     uint64_t broken_at[RL_COPIES_MAX], run = 0;
     unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run), broken_count = 0;
+    uint8_t order[RL_SLOTS_MAX];
     bool found = false;
+    order_copies(a, places, count, offset, length, order);
     for (unsigned i = 0; i < 2 * count && !found; i++) { /* what the device of a slot cannot read its replacement may hold already */
-        const struct rl_place *p = &places[i / 2];
+        const struct rl_place *p = &places[order[i / 2]];
         int32_t device = i % 2 ? a->replacement[p->slot] : a->slot_device[p->slot];
         if (device < 0 || !rl_device_usable(a, (uint32_t)device, p->sector, length / RL_SECTOR))
             continue;
@@ -50,12 +67,15 @@ int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t 
     rl_array *a = rq->a;
     struct rl_place places[RL_SLOTS_MAX];
     uint64_t run = 0, block = a->block_bytes;
+    uint8_t order[RL_SLOTS_MAX];
     unsigned count = (unsigned)rl_geometry_locate(&a->g, offset / RL_SECTOR, places, &run);
+    order_copies(a, places, count, offset, length, order);
     for (unsigned i = 0; i < count; i++) {
-        int device = rl_device_for_read(a, places[i].slot, places[i].sector, length / RL_SECTOR);
+        const struct rl_place *p = &places[order[i]];
+        int device = rl_device_for_read(a, p->slot, p->sector, length / RL_SECTOR);
         if (device < 0)
             continue;
-        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, places[i].sector * RL_SECTOR, length);
+        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, buffer, p->sector * RL_SECTOR, length);
         io.flags = rq->io_flags;
         rl_io_run(&io, 1);
         if (io.result == 0)

@@ -182,6 +182,10 @@ def test_a_full_file_system_is_not_the_members_fault(level, n, error):
     assert set(states(array).values()) == {"in_sync"}
     disks[1].write_error = 0
     content = b"y" * array.size
+    for _ in range(100):
+        if array.state != "read_only":
+            break
+        time.sleep(0.1)  # it tries again once a second
     array.pwrite(content, 0)
     array.close()
     with raidlib.open(disks) as array:  # what was half written is resynced

@@ -351,3 +351,120 @@ def test_a_refused_add_writes_nothing(tmp_path):
     with raidlib.open(tmp_path / "a") as array, pytest.raises(errors.UsageError, match="no redundancy"):
         array.add(new)
     assert new.read_bytes() == b"z" * (8 << 20)
+
+
+@pytest.mark.parametrize("level", [1, 10])
+def test_write_mostly_members_are_read_last_for_edges_too(level):
+    class Counting(Disk):
+        reads = 0
+
+        def preadinto(self, buffer, offset):
+            self.reads += offset >= 1 << 20
+            super().preadinto(buffer, offset)
+
+    disks = [Counting(4 << 20, block_size=4096) for _ in range(2)]
+    array = raidlib.create(disks, level=level, chunk=None if level == 1 else "16K", assume_clean=True)
+    content = bytearray(random.Random(1).randbytes(array.size))
+    array.pwrite(bytes(content), 0)
+    array.close()
+    edit(disks[0], devflags=1)
+    with raidlib.open(disks) as array:
+        before = disks[0].reads
+        for at in range(100, 2 << 20, 131_000):
+            array.pwrite(b"edge", at)
+            content[at : at + 4] = b"edge"
+        assert array.pread(array.size, 0) == content
+        assert disks[0].reads == before and disks[1].reads
+        start = data_offset(disks[0]) // 512
+        disks[1].bad_reads = set(range(start + 80, start + 88))  # then from there
+        assert array.pread(array.size, 0) == content
+        assert disks[0].reads > before
+
+
+@pytest.mark.parametrize(("level", "n"), [(1, 2), (5, 3), (6, 4), (10, 4)])
+def test_a_check_beside_a_write_that_is_not_settled_counts_nothing(level, n):
+    """I11: the check waits for the stripe, with which the write has not reached the member that failed."""
+    array, disks, _content = make(level, n)
+    disks[0].hook = fail_with(errno.ETIMEDOUT, above=data_offset(disks[0]), after_s=0.4)
+    write = threading.Thread(target=array.pwrite, args=(b"1" * 4096, 0))
+    write.start()
+    time.sleep(0.1)
+    job = array.check()
+    write.join()
+    job.wait()
+    assert job.status().mismatch_count == 0
+    assert states(array)[0] == "removed"
+    array.close()
+
+
+def test_the_event_count_does_not_wrap(tmp_path):
+    raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="8M").close()
+    paths = sorted((tmp_path / "a").iterdir())
+    for path in paths:
+        edit(path, events=2**64 - 2)
+    with raidlib.open(paths) as array:
+        array.pwrite(b"the last", 0)
+        with pytest.raises(errors.ArrayIOError, match="event count"):
+            array.fail(0)
+        assert array.pread(8, 0) == b"the last"
+        with pytest.raises(errors.ArrayIOError, match="event count"):
+            array.close()
+    assert [raidlib.examine(path).events for path in paths] == [2**64 - 1] * 2
+    with raidlib.open(paths, mode="r") as array:
+        assert array.pread(8, 0) == b"the last"
+    with raidlib.open(paths) as array, pytest.raises(errors.ArrayIOError, match="event count"):
+        if array.job is not None:
+            array.job.join()
+        array.pwrite(b"one more", 0)
+    assert [raidlib.examine(path).events for path in paths] == [2**64 - 1] * 2
+
+
+def old_array(raid_disks, spares=0):
+    """A mirror with superblocks of version 0.90, which nobody makes any more."""
+    from raidlib.engine import ffi, lib
+    from raidlib.member import Member, write_superblock
+
+    disks = [Hooked(1 << 20) for _ in range(raid_disks + spares)]
+    at = lib.rl_superblock_sector(90, 2048)
+    for number, disk in enumerate(disks):
+        sb = ffi.new("struct rl_superblock *")
+        sb.version, sb.magic, sb.level, sb.raid_disks, sb.size_sectors = 90, lib.RL_MD_MAGIC, 1, raid_disks, 1024
+        sb.patch_version, sb.ctime_s, sb.utime_s, sb.events = 0, 1_700_000_000, 1_700_000_000, 7
+        sb.resync_offset = sb.recovery_offset = lib.RL_MAX_SECTOR
+        sb.super_offset, sb.state = at, 1
+        sb.set_uuid[0] = 9
+        for other in range(raid_disks + spares):
+            sb.disks[other].number = sb.disks[other].minor = sb.disks[other].raid_disk = other
+            sb.disks[other].state = 6 if other < raid_disks else 0
+        sb.this_disk = sb.disks[number]
+        with Member.open(disk) as member:
+            write_superblock(member, sb)
+    return disks
+
+
+def test_a_090_array_has_room_for_27_devices():
+    """D5: each device needs an entry, those in slots that of their slot; without one it would be written another's."""
+    disks = old_array(26)
+    with raidlib.open(disks) as array:
+        content = os.urandom(4096)
+        array.pwrite(content, 0)
+        array.fail(3)
+        array.add(Hooked(1 << 20)).wait()  # entry 26
+        array.fail(4)
+        array.add(Hooked(1 << 20)).wait()
+        assert set(states(array).values()) == {"in_sync"}
+        array.add(spare := Hooked(1 << 20))
+        with pytest.raises(errors.BusyError, match=r"0\.90"):
+            array.add(Hooked(1 << 20))
+        assert array.pread(4096, 0) == content
+    assert oracle.parse_superblock(bytes(spare.data)).dev_number == 26
+    full = old_array(27)
+    with raidlib.open(full) as array:
+        array.fail(5)
+        new = Hooked(1 << 20)
+        with pytest.raises(errors.BusyError, match=r"0\.90"):
+            array.add(new)
+        assert not new.writes
+        array.pwrite(content, 0)
+        assert array.pread(4096, 0) == content
+    assert [oracle.parse_superblock(bytes(d.data)).dev_number for i, d in enumerate(full) if i != 5] == [i for i in range(27) if i != 5]
