@@ -331,7 +331,7 @@ def test_the_engine_takes_no_lock_in_a_forked_child(tmp_path):
             "fail": lambda: lib.rl_array_fail(handle, 1),
             "remove": lambda: lib.rl_array_remove(handle, 1),
             "add": lambda: lib.rl_array_add(handle, ffi.NULL, ffi.NULL, ffi.NULL),
-            "activate": lambda: lib.rl_array_activate_spare(handle, 1),
+            "activate": lambda: lib.rl_array_activate_spare(handle, 1, -1),
             "device": lambda: lib.rl_array_device(handle, 1, ffi.new("struct rl_device_status *")),
             "superblock": lambda: lib.rl_array_superblock(handle, 1, ffi.new("struct rl_superblock *")),
             "read": lambda: lib.rl_array_pread(handle, ffi.NULL, 1, 0),

@@ -562,6 +562,35 @@ def replace_cut_there(c: Case) -> Steps:
     c.whole_there((yield from c.there(VERIFY)))
 
 
+def replace_cut_here(c: Case) -> Steps:
+    """A replacement that was interrupted here goes on there from where it was."""
+    yield from c.born()
+    (slot,) = c.some_slots(1)
+    gate = Gate(c.new_member(c.folder / "new", max(c.shape.sizes)))
+    new, number = c.folder / "new", len(c.paths) + 1
+    with raidlib.open(c.paths) as array:
+        gate.cut(array.replace(slot, gate))
+        c.scribble(array)
+    block = raidlib.examine(new)
+    assert block.role == "replacement" and 0 < block.recovery_offset < block.dev_size
+    lines = f"""assemble "$@"
+        go
+        await "is dev-${{{number}#/dev/}}/state in_sync"
+        whole
+        moved
+        content
+        check
+        stop"""
+    seen = yield from c.there(lines, [*c.paths, new])
+    assert seen["degraded"] == "0"
+    assert seen[f"member.{number - 1}"] == f"{slot} spare,replacement {block.recovery_offset // 512}"
+    assert_the_rest(int(seen[f"written.{number - 1}"]), block.dev_size - block.recovery_offset)
+    c.same(seen)
+    assert seen["mismatch_cnt"] == "0"
+    c.paths[slot] = new
+    c.right_here()
+
+
 @dataclasses.dataclass(frozen=True)
 class Direction:
     """A column of the table."""
@@ -620,6 +649,7 @@ DIRECTIONS = [
     Direction("split there", split_there, in_halves),
     Direction("spare here", spare_here, creatable_redundant, extra_members=1),
     Direction("spare there", spare_there, redundant, extra_members=1),
+    Direction("replace cut here", replace_cut_here, replaceable, extra_members=1),
     Direction("replace cut there", replace_cut_there, replaceable, extra_members=1),
 ]
 
