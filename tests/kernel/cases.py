@@ -1,6 +1,7 @@
 """What is shown of each shape of array: made, broken and mended on one side, judged on the other."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import random
@@ -98,6 +99,20 @@ class Gate:
         self._opened.set()
         job.join()
         assert job.status().state == "cancelled"
+
+
+class Scarred(Gate):
+    """A member that cannot be written in one place."""
+
+    SCAR = range(3 * MIB, 3 * MIB + 8192)
+
+    def _wait(self, length: int, offset: int) -> None:
+        """Nothing is held."""
+
+    def pwrite(self, data: memoryview, offset: int, /) -> None:
+        if offset < self.SCAR.stop and offset + len(data) > self.SCAR.start:
+            raise OSError(errno.EIO, "a scar")
+        super().pwrite(data, offset)
 
 
 class Case:
@@ -486,7 +501,7 @@ def used_apart(c: Case, use: Callable[[list[Path]], Steps]) -> Steps:
 
 
 def split_here(c: Case) -> Steps:
-    """Used apart here."""
+    """Halves that were used apart here: both sides take the same one, and not the other."""
 
     def use(half: list[Path]) -> Steps:
         with raidlib.open(half, run=True) as array:
@@ -498,7 +513,7 @@ def split_here(c: Case) -> Steps:
 
 
 def split_there(c: Case) -> Steps:
-    """Used apart there."""
+    """Halves that were used apart there: both sides take the same one, and not the other."""
 
     def use(half: list[Path]) -> Steps:
         yield from c.there(f'assemble "$@"\n{c.dictate()}\nstop', half)
@@ -591,6 +606,52 @@ def replace_cut_here(c: Case) -> Steps:
     c.right_here()
 
 
+def bad_blocks_here(c: Case) -> Steps:
+    """Blocks that could not be written here are in the list: not read there, and good again once they are written.
+
+    The kernel may leave some in the list that it has written (stripes that it handles in a batch); it reads them from the others.
+    """
+    yield from c.born()
+    (slot,) = c.some_slots(1)
+    members = [Scarred(path) if number == slot else path for number, path in enumerate(c.paths)]
+    with raidlib.open(members) as array:
+        c.fill(array)
+        member = next(m for m in array.status().members if m.slot == slot)
+        assert member.state is MemberState.IN_SYNC and member.bad_blocks, member
+    seen = yield from c.there(f'assemble "$@"; say bad $(cat $MD/dev-${{{slot + 1}#/dev/}}/bad_blocks); content; go; fill; content; stop')
+    first, count = map(int, seen["bad"].split()[:2])
+    assert first * 512 <= Scarred.SCAR.start and (first + count) * 512 >= Scarred.SCAR.stop, seen["bad"]
+    assert seen["degraded"] == "0"
+    assert seen.text.count(f"= sha256 {hashlib.sha256(c.content).hexdigest()}") == 1
+    c.content[:] = SEED[: len(c.content)]
+    c.same(seen)
+    with raidlib.open(c.paths) as array:
+        assert array.pread(array.size, 0) == c.content
+        c.fill(array)
+        assert not any(m.bad_blocks for m in array.status().members)
+    c.right_here()
+
+
+def bad_blocks_there(c: Case) -> Steps:
+    """Blocks in the list that the kernel wrote are not read here, and good again once they are written here."""
+    yield from c.born()
+    (slot,) = c.some_slots(1)
+    scar = Scarred.SCAR
+    add = f"echo {scar.start // 512} {len(scar) // 512} >$MD/dev-${{{slot + 1}#/dev/}}/bad_blocks"
+    c.content[:4096] = SEED[:4096]
+    yield from c.there(f'assemble "$@"; go; {add} || die "no bad block"; put 0 0 4; stop')
+    with c.paths[slot].open("r+b") as file:
+        file.seek(scar.start)
+        file.write(c.random.randbytes(len(scar)))
+    with raidlib.open(c.paths) as array:
+        assert next(m for m in array.status().members if m.slot == slot).bad_blocks
+        assert array.pread(array.size, 0) == c.content
+        c.fill(array)
+        assert not any(m.bad_blocks for m in array.status().members)
+    c.right_here()
+    c.whole_there((yield from c.there(VERIFY)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Direction:
     """A column of the table."""
@@ -622,8 +683,8 @@ def sharing(shape: Shape, _metadata: str) -> bool:
     return shape.level != "1"
 
 
-def replaceable(shape: Shape, metadata: str) -> bool:
-    """A replacement has no place in a superblock of 0.90."""
+def redundant_1x(shape: Shape, metadata: str) -> bool:
+    """Neither a replacement nor a list of bad blocks has a place in a superblock of 0.90."""
     return redundant(shape, metadata) and metadata != "0.90"
 
 
@@ -649,8 +710,10 @@ DIRECTIONS = [
     Direction("split there", split_there, in_halves),
     Direction("spare here", spare_here, creatable_redundant, extra_members=1),
     Direction("spare there", spare_there, redundant, extra_members=1),
-    Direction("replace cut here", replace_cut_here, replaceable, extra_members=1),
-    Direction("replace cut there", replace_cut_there, replaceable, extra_members=1),
+    Direction("replace cut here", replace_cut_here, redundant_1x, extra_members=1),
+    Direction("replace cut there", replace_cut_there, redundant_1x, extra_members=1),
+    Direction("bad blocks here", bad_blocks_here, redundant_1x),
+    Direction("bad blocks there", bad_blocks_there, redundant_1x),
 ]
 
 
