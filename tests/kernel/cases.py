@@ -1,6 +1,7 @@
 """What is shown of each shape of array: made, broken and mended on one side, judged on the other."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,15 +63,38 @@ REFUSED = {("0", "0.90"): "0.90 metadata does not support layouts for RAID0"}
 METADATA = ("0.90", "1.0", "1.1", "1.2")
 
 
-class Gate:
-    """A member that lets a job come about half-way, and holds it there until it is cancelled."""
+class Disk:
+    """A member that counts what is read and written, in bytes."""
 
     block_size = 512
-    HELD = range(5 * MIB // 2, 15 * MIB // 4)  # of a member of 4 MiB: within the data, whatever the metadata
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR)
         self.size = os.fstat(self._fd).st_size
+        self.read = self.written = 0
+
+    def preadinto(self, buffer: memoryview, offset: int, /) -> None:
+        assert os.preadv(self._fd, [buffer], offset) == len(buffer)
+        self.read += len(buffer)
+
+    def pwrite(self, data: memoryview, offset: int, /) -> None:
+        assert os.pwrite(self._fd, data, offset) == len(data)
+        self.written += len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Gate(Disk):
+    """A member that lets a job come about half-way, and holds it there until it is cancelled."""
+
+    HELD = range(5 * MIB // 2, 15 * MIB // 4)  # of a member of 4 MiB: within the data, whatever the metadata
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._reached, self._opened = threading.Event(), threading.Event()
 
     def _wait(self, length: int, offset: int) -> None:
@@ -79,17 +104,11 @@ class Gate:
 
     def preadinto(self, buffer: memoryview, offset: int, /) -> None:
         self._wait(len(buffer), offset)
-        assert os.preadv(self._fd, [buffer], offset) == len(buffer)
+        super().preadinto(buffer, offset)
 
     def pwrite(self, data: memoryview, offset: int, /) -> None:
         self._wait(len(data), offset)
-        assert os.pwrite(self._fd, data, offset) == len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        os.close(self._fd)
+        super().pwrite(data, offset)
 
     def cut(self, job: raidlib.Job) -> None:
         """Cancels the job where it is held."""
@@ -98,6 +117,17 @@ class Gate:
         self._opened.set()
         job.join()
         assert job.status().state == "cancelled"
+
+
+class Scarred(Disk):
+    """A member that cannot be written in one place."""
+
+    SCAR = range(3 * MIB, 3 * MIB + 8192)
+
+    def pwrite(self, data: memoryview, offset: int, /) -> None:
+        if offset < self.SCAR.stop and offset + len(data) > self.SCAR.start:
+            raise OSError(errno.EIO, "a scar")
+        super().pwrite(data, offset)
 
 
 class Case:
@@ -147,6 +177,14 @@ class Case:
             array.pwrite(data, offset)
             self.content[offset : offset + len(data)] = data
 
+    def rebuilt(self, array: raidlib.Array) -> None:
+        """Waits until every slot has its member; one that comes late to a rebuild may have one of its own."""
+        until = time.monotonic() + 120
+        while array.status().degraded:
+            assert time.monotonic() < until, array.status()
+            array.job.wait(1)
+            time.sleep(0.01)
+
     def right_here(self, members: list | None = None) -> None:
         """Opened here it is whole, holds what it must, and parity and copies agree; the oracle says so too."""
         members = members or self.paths
@@ -162,6 +200,10 @@ class Case:
         reader = oracle.ArrayReader(members)
         assert reader.read(0, reader.size) == self.content, "read by the oracle"
         assert reader.check() == []
+
+    def left_to_resync(self, block: raidlib.Superblock) -> float:
+        """Bytes of each member; level 10 counts its checkpoint in bytes of the array."""
+        return block.dev_size * (1 - block.resync_offset / (len(self.content) if self.shape.level == "10" else block.dev_size))
 
     # -- there
 
@@ -232,9 +274,9 @@ class Case:
         return seen
 
 
-def assert_the_rest(moved_sectors: int, left: float) -> None:
-    """That much was left to do, and it was done, and not much more; metadata, and rounding, take some."""
-    assert left - 128 * 1024 <= moved_sectors * 512 <= left + 512 * 1024, f"{moved_sectors * 512} bytes were moved, {left} were left"
+def assert_the_rest(moved: int, left: float) -> None:
+    """So many bytes were left to do, and they were done, and not much more; metadata, and rounding, take some."""
+    assert left - 128 * 1024 <= moved <= left + 512 * 1024, f"{moved} bytes were moved, {left} were left"
 
 
 VERIFY = 'assemble "$@"\ncontent\ncheck\nstop'
@@ -269,8 +311,8 @@ def mended_here(c: Case) -> Steps:
             array.fail(slot)
         c.scribble(array)
         for slot in lost:
-            job = array.re_add(c.paths[slot])
-        job.wait()
+            array.re_add(c.paths[slot])
+        c.rebuilt(array)
         c.scribble(array)
     c.whole_there((yield from c.there(VERIFY)))
 
@@ -312,7 +354,7 @@ def rebuild_cut_here(c: Case) -> Steps:
     seen = yield from c.there('assemble "$@"; go; whole; moved; content; check; stop')
     assert seen["degraded"] == "1"
     assert seen[f"member.{slot}"] == ("none spare 0" if c.starts_over else f"{slot} spare {done // 512}")
-    assert_the_rest(int(seen[f"written.{slot}"]), block.dev_size - done)
+    assert_the_rest(int(seen[f"written.{slot}"]) * 512, block.dev_size - done)
     c.same(seen)
     assert seen["mismatch_cnt"] == "0"
     c.right_here()
@@ -333,13 +375,16 @@ def rebuild_cut_there(c: Case) -> Steps:
         {c.dictate()}
         stop"""
     seen = yield from c.there(lines)
+    done, size = 0, raidlib.examine(c.paths[slot]).dev_size
     if not c.starts_over:
         done = next(m.recovered for m in raidlib.plan(c.paths).members if m.slot == slot)
-        assert int(seen["hold"]) * 512 <= done < raidlib.examine(c.paths[slot]).dev_size
-    with raidlib.open(c.paths) as array:
+        assert int(seen["hold"]) * 512 <= done < size
+    disks = [Disk(path) for path in c.paths]
+    with raidlib.open(disks) as array:
         assert array.job.kind == "recovery"
-        c.scribble(array)
         array.job.wait()
+        assert_the_rest(disks[slot].written, size - done)
+        c.scribble(array)
     c.right_here()
     c.whole_there((yield from c.there(VERIFY)))
 
@@ -360,8 +405,7 @@ def resync_cut_here(c: Case) -> Steps:
     assert 0 < block.resync_offset < array.size
     seen = yield from c.there('assemble "$@"; go; whole; moved; content; check; stop')
     assert int(seen["resync_start"]) == block.resync_offset // 512
-    left = block.dev_size * (1 - block.resync_offset / (array.size if c.shape.level == "10" else block.dev_size))
-    assert_the_rest(int(seen["read.0"]), left)
+    assert_the_rest(int(seen["read.0"]) * 512, c.left_to_resync(block))
     c.same(seen)
     assert seen["mismatch_cnt"] == "0"
     c.right_here()
@@ -374,11 +418,14 @@ def resync_cut_there(c: Case) -> Steps:
     with raidlib.open(c.paths, mode="r") as array:
         c.content = bytearray(array.pread(array.size, 0))
     c.same(seen)
-    assert raidlib.examine(c.paths[0]).resync_offset == int(seen["hold"]) * 512
-    with raidlib.open(c.paths) as array:
+    block = raidlib.examine(c.paths[0])
+    assert block.resync_offset == int(seen["hold"]) * 512
+    disks = [Disk(path) for path in c.paths]
+    with raidlib.open(disks) as array:
         assert array.job.kind == "resync"
-        c.scribble(array)
         array.job.wait()
+        assert_the_rest(disks[0].read, c.left_to_resync(block))
+        c.scribble(array)
     c.right_here()
     c.whole_there((yield from c.there(VERIFY)))
 
@@ -486,7 +533,7 @@ def used_apart(c: Case, use: Callable[[list[Path]], Steps]) -> Steps:
 
 
 def split_here(c: Case) -> Steps:
-    """Used apart here."""
+    """Halves that were used apart here: both sides take the same one, and not the other."""
 
     def use(half: list[Path]) -> Steps:
         with raidlib.open(half, run=True) as array:
@@ -498,7 +545,7 @@ def split_here(c: Case) -> Steps:
 
 
 def split_there(c: Case) -> Steps:
-    """Used apart there."""
+    """Halves that were used apart there: both sides take the same one, and not the other."""
 
     def use(half: list[Path]) -> Steps:
         yield from c.there(f'assemble "$@"\n{c.dictate()}\nstop', half)
@@ -530,7 +577,7 @@ def spare_there(c: Case) -> Steps:
         assert [m.path for m in array.status().members if m.state is MemberState.SPARE] == [str(spare)]
         array.fail(slot)
         c.scribble(array)
-        array.job.wait()
+        c.rebuilt(array)
         c.scribble(array)
     c.paths[slot] = spare
     c.right_here()
@@ -551,12 +598,15 @@ def replace_cut_there(c: Case) -> Steps:
         {c.dictate()}
         stop"""
     seen = yield from c.there(lines, [*c.paths, new])
-    copied = next(m.recovered for m in raidlib.plan([*c.paths, new]).members if m.state is MemberState.REPLACEMENT)
-    assert int(seen["hold"]) * 512 <= copied < raidlib.examine(new).dev_size
-    with raidlib.open([*c.paths, new]) as array:
+    size = raidlib.examine(new).dev_size
+    done = next(m.recovered for m in raidlib.plan([*c.paths, new]).members if m.state is MemberState.REPLACEMENT)
+    assert int(seen["hold"]) * 512 <= done < size
+    disks = [Disk(path) for path in (*c.paths, new)]
+    with raidlib.open(disks) as array:
         assert array.job.kind == "recovery"
-        c.scribble(array)
         array.job.wait()
+        assert_the_rest(disks[-1].written, size - done)
+        c.scribble(array)
     c.paths[slot] = new
     c.right_here()
     c.whole_there((yield from c.there(VERIFY)))
@@ -584,11 +634,57 @@ def replace_cut_here(c: Case) -> Steps:
     seen = yield from c.there(lines, [*c.paths, new])
     assert seen["degraded"] == "0"
     assert seen[f"member.{number - 1}"] == f"{slot} spare,replacement {block.recovery_offset // 512}"
-    assert_the_rest(int(seen[f"written.{number - 1}"]), block.dev_size - block.recovery_offset)
+    assert_the_rest(int(seen[f"written.{number - 1}"]) * 512, block.dev_size - block.recovery_offset)
     c.same(seen)
     assert seen["mismatch_cnt"] == "0"
     c.paths[slot] = new
     c.right_here()
+
+
+def bad_blocks_here(c: Case) -> Steps:
+    """Blocks that could not be written here are in the list: not read there, and good again once they are written.
+
+    The kernel may leave some in the list that it has written (stripes that it handles in a batch); it reads them from the others.
+    """
+    yield from c.born()
+    (slot,) = c.some_slots(1)
+    members = [Scarred(path) if number == slot else path for number, path in enumerate(c.paths)]
+    with raidlib.open(members) as array:
+        c.fill(array)
+        member = next(m for m in array.status().members if m.slot == slot)
+        assert member.state is MemberState.IN_SYNC and member.bad_blocks, member
+    seen = yield from c.there(f'assemble "$@"; say bad $(cat $MD/dev-${{{slot + 1}#/dev/}}/bad_blocks); content; go; fill; content; stop')
+    first, count = map(int, seen["bad"].split()[:2])
+    assert first * 512 <= Scarred.SCAR.start and (first + count) * 512 >= Scarred.SCAR.stop, seen["bad"]
+    assert seen["degraded"] == "0"
+    assert seen.text.count(f"= sha256 {hashlib.sha256(c.content).hexdigest()}") == 1
+    c.content[:] = SEED[: len(c.content)]
+    c.same(seen)
+    with raidlib.open(c.paths) as array:
+        assert array.pread(array.size, 0) == c.content
+        c.fill(array)
+        assert not any(m.bad_blocks for m in array.status().members)
+    c.right_here()
+
+
+def bad_blocks_there(c: Case) -> Steps:
+    """Blocks in the list that the kernel wrote are not read here, and good again once they are written here."""
+    yield from c.born()
+    (slot,) = c.some_slots(1)
+    scar = Scarred.SCAR
+    add = f"echo {scar.start // 512} {len(scar) // 512} >$MD/dev-${{{slot + 1}#/dev/}}/bad_blocks"
+    c.content[:4096] = SEED[:4096]
+    yield from c.there(f'assemble "$@"; go; {add} || die "no bad block"; put 0 0 4; stop')
+    with c.paths[slot].open("r+b") as file:
+        file.seek(scar.start)
+        file.write(c.random.randbytes(len(scar)))
+    with raidlib.open(c.paths) as array:
+        assert next(m for m in array.status().members if m.slot == slot).bad_blocks
+        assert array.pread(array.size, 0) == c.content
+        c.fill(array)
+        assert not any(m.bad_blocks for m in array.status().members)
+    c.right_here()
+    c.whole_there((yield from c.there(VERIFY)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -613,17 +709,13 @@ def redundant(shape: Shape, _metadata: str) -> bool:
     return shape.bears > 0
 
 
-def creatable_redundant(shape: Shape, metadata: str) -> bool:
-    return creatable(shape, metadata) and redundant(shape, metadata)
-
-
 def sharing(shape: Shape, _metadata: str) -> bool:
     """Of level 1, one member is always enough."""
     return shape.level != "1"
 
 
-def replaceable(shape: Shape, metadata: str) -> bool:
-    """A replacement has no place in a superblock of 0.90."""
+def redundant_1x(shape: Shape, metadata: str) -> bool:
+    """0.90 is not made here, and has no place for a replacement or a list of bad blocks."""
     return redundant(shape, metadata) and metadata != "0.90"
 
 
@@ -647,10 +739,12 @@ DIRECTIONS = [
     Direction("crash there", crash_there, redundant, extra_members=5),
     Direction("split here", split_here, in_halves),
     Direction("split there", split_there, in_halves),
-    Direction("spare here", spare_here, creatable_redundant, extra_members=1),
+    Direction("spare here", spare_here, redundant_1x, extra_members=1),
     Direction("spare there", spare_there, redundant, extra_members=1),
-    Direction("replace cut here", replace_cut_here, replaceable, extra_members=1),
-    Direction("replace cut there", replace_cut_there, replaceable, extra_members=1),
+    Direction("replace cut here", replace_cut_here, redundant_1x, extra_members=1),
+    Direction("replace cut there", replace_cut_there, redundant_1x, extra_members=1),
+    Direction("bad blocks here", bad_blocks_here, redundant_1x),
+    Direction("bad blocks there", bad_blocks_there, redundant_1x),
 ]
 
 

@@ -1,6 +1,7 @@
 """The kernel as judge: which cases are asked for, the shuttle that runs them, and the table at the end."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,18 +45,22 @@ def judge(pytestconfig, tmp_path_factory):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    """The table: a row for each shape and metadata version, a numbered column for each direction."""
     if SHUTTLE not in config.stash:
         return
-    columns = [direction for direction in cases.DIRECTIONS if any(cell.direction is direction for cell in SAID)]
-    rows = list(dict.fromkeys(cell.row for cell in SAID))
+    write = terminalreporter.write_line
+    rows = sorted({cell.row for cell in SAID}, key=[cell.row for cell in cases.everything()].index)
     marks = {(cell.row, cell.direction.name): MARKS[outcome.word] for cell, outcome in SAID.items()}
     wide = max(len(row) for row in rows)
-    write = terminalreporter.write_line
     write("")
-    write(" " * wide + "".join(f"  {direction.name}" for direction in columns))
+    for number, direction in enumerate(cases.DIRECTIONS, 1):
+        write(f"{number:2} {direction.name}: {direction.run.__doc__.splitlines()[0]}")
+    write("")
+    write(" " * wide + "".join(f"{number:6}" for number in range(1, len(cases.DIRECTIONS) + 1)))
     for row in rows:
-        write(row.ljust(wide) + "".join("  " + marks.get((row, d.name), "").ljust(len(d.name)) for d in columns).rstrip())
+        write(row.ljust(wide) + "".join(marks.get((row, d.name), ".").rjust(6) for d in cases.DIRECTIONS))
     for reason in sorted({f"n/a: {cell}: {outcome.text}" for cell, outcome in SAID.items() if outcome.word == "n/a"}):
         write(reason)
+    count = Counter(outcome.word for outcome in SAID.values())
     machines = config.stash[SHUTTLE]
-    write(f"{len(SAID)} cases in {machines.boots} boots of {machines.versions}")
+    write(f"{count['right']} right, {count['n/a']} n/a, {count['wrong']} wrong, in {machines.boots} boots of {machines.versions}")
