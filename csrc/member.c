@@ -71,11 +71,15 @@ int rl_member_well(rl_member *member)
     return 0;
 }
 
+/* What does not fit a member's blocks or memory goes by way of a bounce buffer, piece by piece. */
+#define BOUNCE_BYTES 65536u
+
 /* ---- files and block devices -------------------------------------------------------------------------------------- */
 
 struct fd_member {
     rl_member base;
     int fd;
+    int past_cache; /* the same file once more, with O_DIRECT; -1 if it cannot be had, or `fd` is so already */
     bool is_file, has_path;
     dev_t device;
     ino_t inode;
@@ -107,7 +111,8 @@ static int fd_alive(struct fd_member *m, uint64_t offset)
     return 0;
 }
 
-/* Makes what the page cache holds of the range durable and drops it, so that the next read asks the device. */
+/* For files without direct I/O: makes what the page cache holds of the range durable and drops it, so that the next read asks the device. A large folio of the cache
+ * that the range covers in part stays, which is why this is second best. */
 static void fd_drop_cache(struct fd_member *m, uint64_t length, uint64_t offset)
 {
     /* this call takes the error of a write-back away from the fdatasync that would have told it */
@@ -118,23 +123,54 @@ static void fd_drop_cache(struct fd_member *m, uint64_t length, uint64_t offset)
     posix_fadvise(m->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
 }
 
+/* M1 */
+static int read_whole(struct fd_member *m, int fd, char *buffer, uint64_t length, uint64_t offset)
+{
+    for (uint64_t done = 0; done < length;) {
+        ssize_t got = pread(fd, buffer + done, length - done, (off_t)(offset + done));
+        if (got == 0)
+            return fd_dead(m, offset + done, "ends too early: it was truncated");
+        if (got < 0 && errno != EINTR)
+            return rl_fail(errno == ENXIO ? ENODEV : errno, m->base.name, -1, offset, "reading %s failed: %s", m->base.name,
+                           strerror(errno));
+        done += got > 0 ? (uint64_t)got : 0;
+    }
+    return 0;
+}
+
+/* Reads what the device holds; -EINVAL or -EOPNOTSUPP: not with direct I/O. The kernel writes back what the cache holds of the range first. */
+static int read_past_cache(struct fd_member *m, char *buffer, uint64_t length, uint64_t offset)
+{
+    _Alignas(RL_BUFFER_ALIGN) char bounce[BOUNCE_BYTES];
+    if (m->past_cache < 0)
+        return -EOPNOTSUPP;
+    if ((length | offset | (uintptr_t)buffer) % RL_BUFFER_ALIGN == 0)
+        return read_whole(m, m->past_cache, buffer, length, offset);
+    for (uint64_t done = 0, step = 0; done < length; done += step) {
+        uint64_t low = rl_round_down(offset + done, RL_BUFFER_ALIGN), skip = offset + done - low;
+        ssize_t got = pread(m->past_cache, bounce, BOUNCE_BYTES, (off_t)low); /* up to the end of the file, which need not be aligned */
+        step = rl_min(length - done, (uint64_t)(got > 0 ? got : 0) - rl_min((uint64_t)(got > 0 ? got : 0), skip));
+        if (step == 0) /* failed or too short: words and judgement are of the usual way */
+            return got < 0 && errno != EINVAL && errno != EOPNOTSUPP ? rl_fail(errno == ENXIO ? ENODEV : errno, m->base.name, -1, offset,
+                                                                               "reading %s failed: %s", m->base.name, strerror(errno))
+                                                                     : -EOPNOTSUPP;
+        memcpy(buffer + done, bounce + skip, step);
+    }
+    return 0;
+}
+
 static int fd_pread(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
 {
     struct fd_member *m = (struct fd_member *)member;
     if (atomic_load(&m->dead))
         return fd_alive(m, offset);
-    if (flags & RL_IO_DEVICE && !(member->flags & RL_MEMBER_DIRECT))
+    if (flags & RL_IO_DEVICE && !(member->flags & RL_MEMBER_DIRECT)) {
+        int rc = read_past_cache(m, buffer, length, offset);
+        if (rc != -EINVAL && rc != -EOPNOTSUPP)
+            return rc;
         fd_drop_cache(m, length, offset);
-    for (uint64_t done = 0; done < length;) { /* M1 */
-        ssize_t got = pread(m->fd, (char *)buffer + done, length - done, (off_t)(offset + done));
-        if (got == 0)
-            return fd_dead(m, offset + done, "ends too early: it was truncated");
-        if (got < 0 && errno != EINTR)
-            return rl_fail(errno == ENXIO ? ENODEV : errno, member->name, -1, offset, "reading %s failed: %s", member->name,
-                           strerror(errno));
-        done += got > 0 ? (uint64_t)got : 0;
     }
-    return 0;
+    return read_whole(m, m->fd, buffer, length, offset);
 }
 
 static int fd_pwrite(rl_member *member, const void *buffer, uint64_t length, uint64_t offset)
@@ -213,7 +249,11 @@ static int fd_probe(rl_member *member)
 
 static void fd_close(rl_member *member)
 {
-    close(((struct fd_member *)member)->fd);
+    struct fd_member *m = (struct fd_member *)member;
+    close(m->fd);
+    if (m->past_cache >= 0)
+        close(m->past_cache);
+    m->fd = m->past_cache = -1;
 }
 
 static const struct rl_member_ops fd_ops = {
@@ -247,6 +287,14 @@ static bool lies_elsewhere(int fd)
     return false;
 }
 
+/* The same file again, by way of its descriptor: its name may be another file's by now. */
+static int open_past_cache(int fd)
+{
+    char name[32];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    return open(name, O_RDONLY | O_DIRECT | O_CLOEXEC);
+}
+
 int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
 {
     static const char call[] = "rl_member_open_fd";
@@ -270,6 +318,7 @@ int rl_member_open_fd(int fd, const char *path, uint32_t flags, rl_member **out)
     }
     struct fd_member *m = (struct fd_member *)base;
     m->fd = copy;
+    m->past_cache = flags & RL_MEMBER_DIRECT ? -1 : open_past_cache(copy);
     base->can_hang = S_ISBLK(now.st_mode) || lies_elsewhere(copy);
     m->is_file = S_ISREG(now.st_mode);
     m->has_path = path != NULL;
@@ -384,7 +433,6 @@ void rl_member_forked(rl_member *member)
     if (member->ops != &fd_ops)
         return; /* memory is the child's own; an object is the caller's */
     fd_close(member);
-    ((struct fd_member *)member)->fd = -1;
 }
 
 int rl_member_noted(rl_member *member, int rc)
@@ -431,9 +479,6 @@ static bool aligned(const rl_member *m, const void *buffer, uint64_t length, uin
 {
     return (length | offset) % m->block_bytes == 0 && (uintptr_t)buffer % m->memory_align == 0;
 }
-
-/* What does not fit the member's blocks or memory goes by way of a bounce buffer, piece by piece. */
-#define BOUNCE_BYTES 65536u
 
 static int do_read(rl_member *member, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
 {

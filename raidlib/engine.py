@@ -166,10 +166,10 @@ class MemberHandle:
         check(lib.rl_member_open_array(array, os.fsencode(name), out))
         return cls(out[0], name)
 
-    def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from byte `offset`."""
+    def pread(self, length: int, offset: int, flags: int = 0) -> bytes:
+        """`length` bytes from byte `offset`; with RL_IO_DEVICE what the device holds, not the page cache."""
         data = bytearray(length)
-        check(lib.rl_member_pread(self.pointer, buffer_of(data, writable=True), length, offset, 0))
+        check(lib.rl_member_pread(self.pointer, buffer_of(data, writable=True), length, offset, flags))
         return bytes(data)
 
     def pwrite(self, data: bytes, offset: int) -> None:

@@ -2,7 +2,9 @@
 
 import errno
 import itertools
+import os
 import random
+import subprocess
 import threading
 import time
 
@@ -702,3 +704,37 @@ def test_a_record_under_threads(memory):
         assert all(before.ended < after.begun for before, after in itertools.pairwise(own))
     faulty.close()
     recorder.close()
+
+
+# --- Past the page cache ----------------------------------------------------------------------------------------------
+
+
+def test_device_reads_of_a_file_of_any_size_at_any_offset(tmp_path):
+    """A file's end need not lie where direct I/O could read to."""
+    path, content = tmp_path / "odd", random.Random(9).randbytes(300 * 1024 + 512)
+    path.write_bytes(content)
+    dice = random.Random(4)
+    with Member.open(path) as member:
+        for _ in range(300):
+            start = dice.choice([dice.randrange(len(content)), dice.randrange(70) * 4096])
+            length = dice.choice([1, 512, 4096, 65536, 65537, len(content) - start])
+            length = min(length, len(content) - start)
+            assert member.handle.pread(length, start, raidlib.engine.lib.RL_IO_DEVICE) == content[start : start + length]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/loop-control"), reason="needs root and has no loop device")
+@pytest.mark.parametrize(("length", "start"), [(4096, 1 << 20), (512, (1 << 20) + 512), (1 << 20, 1 << 20)])
+def test_device_reads_see_what_changed_below_the_page_cache(tmp_path, length, start):
+    """Also where the cache holds it in a large folio, of which a part is asked for: dropping a range leaves that."""
+    image, before, after = tmp_path / "below", b"\x11" * (8 << 20), b"\x22" * (8 << 20)
+    image.write_bytes(before)
+    device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        subprocess.run(["blockdev", "--setra", "8192", device], check=True)
+        with Member.open(device) as member:
+            assert member.handle.pread(len(before), 0) == before
+            image.write_bytes(after)
+            assert member.handle.pread(length, start) == before[:length]  # the cache
+            assert member.handle.pread(length, start, raidlib.engine.lib.RL_IO_DEVICE) == after[:length]
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
