@@ -1,4 +1,4 @@
-"""The laboratory: devices that fail by a plan, and a record of all that was written.
+"""Devices that fail by a plan, and a record of all that was written.
 
     device = lab.FaultyDevice(raidlib.MemoryDevice("64M"), seed=7, rules=[lab.Rule("error", on="write", after=100, times=1)])
     with raidlib.create([device, *others], level=5) as array:
@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from .engine import BlockDevice, MemberHandle, check, ffi, lib
-from .errors import UsageError
-from .member import EngineDevice, Member
-from .model import parse_size
+from ..engine import BlockDevice, MemberHandle, check, ffi, lib
+from ..errors import UsageError
+from ..member import EngineDevice, Member
+from ..model import parse_size
 
 __all__ = ["Counts", "Entry", "Fault", "FaultyDevice", "Recorder", "Rule"]
 
