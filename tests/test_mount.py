@@ -77,8 +77,9 @@ def tank(tmp_path):
     return make(tmp_path / "tank")
 
 
-def make(folder: Path, *, mkfs: bool = True, level: int = 6, devices: int = 6) -> Path:
-    with raidlib.create(folder, level=level, raid_devices=devices, size="16M", chunk="64K") as array, tempfile.TemporaryFile() as image:
+def make(folder: Path, *, mkfs: bool = True, level: int = 6, devices: int = 6, size: str = "16M") -> Path:
+    chunk = None if level == 1 else "64K"
+    with raidlib.create(folder, level=level, raid_devices=devices, size=size, chunk=chunk) as array, tempfile.TemporaryFile() as image:
         if mkfs:
             image.truncate(array.size)
             command = [
