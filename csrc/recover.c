@@ -36,8 +36,10 @@ static int write_targets(struct request *rq, const int32_t *devices, unsigned co
             continue;
         struct rl_io io = rl_device_io(rq->a, (uint32_t)devices[j], RL_OP_WRITE, data, sector * RL_SECTOR, length);
         rl_io_run(&io, 1);
-        if (rl_is_space_error(io.result))
+        if (rl_is_space_error(io.result)) {
+            rl_note_full(rq->a, devices[j]);
             return rl_fail(ENOSPC, CALL, d->slot, sector * RL_SECTOR, "no space is left under %s", d->member->name);
+        }
         if (io.result) {
             rl_request_failed(rq, (uint32_t)devices[j], io.result);
             continue;

@@ -216,7 +216,9 @@ static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t s
                  rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR))
             rl_event_post(a, RL_EVENT_BAD_BLOCK, (int32_t)io[j].device, sector * RL_SECTOR,
                           "a block that cannot be written is marked as bad");
-        else if (!rl_is_space_error(result))
+        else if (rl_is_space_error(result))
+            rl_note_full(a, (int32_t)io[j].device);
+        else
             rl_request_failed(rq, io[j].device, result);
         rc = rc ? rc : result;
     }
@@ -625,8 +627,6 @@ int rl_sync_run(rl_sync *s)
     rl_event_post(a, RL_EVENT_SYNC_STARTED, -1, 0, "job started");
     rc = s->kind == RL_SYNC_RECOVER ? run_recovery(s, w) : run_comparison(s, w);
     rl_workspace_put(a, w);
-    if (rl_is_space_error(rc))
-        rl_note_full(a, -1);
     if (rc) {
         struct rl_error why;
         rl_last_error(&why);

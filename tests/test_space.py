@@ -187,10 +187,40 @@ def test_a_rebuild_that_finds_no_space_goes_on():
         job = array.add(new)
         with pytest.raises(raidlib.errors.NoSpaceError):
             job.wait()
+        (rebuilt,) = [m for m in array.status().members if m.state == "rebuilding"]
+        assert told_full(array) == [rebuilt.device]
         assert "rebuilding" in [m.state for m in array.status().members]
         new.remove(rule)
         wait_for(lambda: [m.state for m in array.status().members if m.slot is not None] == ["in_sync"] * 3)
         assert array.pread(len(data), 0) == data
+
+
+@pytest.mark.parametrize("level", [1, 5])
+def test_a_resync_that_finds_no_space_says_where(level):
+    """And goes on by itself."""
+    memory = [raidlib.MemoryDevice("4M") for _ in range(3)]
+    with raidlib.create(memory, level=level, assume_clean=True):
+        pass
+    memory[2].handle.pwrite(b"\1" * 65536, 3 << 20)  # a copy, or parity of some stripe, that does not agree
+    devices = [lab.FaultyDevice(device) for device in memory]
+    with raidlib.open(devices) as array:
+        rules = [device.add(lab.Rule("error", on="write", errno=errno.ENOSPC, first_sector=2048, sectors=6144)) for device in devices]
+        with pytest.raises(raidlib.errors.NoSpaceError):
+            array.repair().wait()
+        (index,) = told_full(array)
+        member = next(m for m in array.status().members if m.device == index)
+        assert f"no space is left under {member.path}" in array.status().advice
+        for device, rule in zip(devices, rules, strict=True):
+            device.remove(rule)
+        wait_for(lambda: "no space" not in array.status().advice)
+
+
+def told_full(array):
+    """The devices of the events that say so."""
+    found = []
+    while event := array.next_event():
+        found += [event.device] if event.kind == "no_space" else []
+    return found
 
 
 def test_many_threads_are_refused_at_once():
