@@ -295,6 +295,9 @@ def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | 
     lengths = iter(room for _at, room in rooms)
     slot_lengths = [next(lengths) if member is not None else 0 for member in members][: spec.raid_devices]
     geometry = make_geometry(spec.level, spec.layout, spec.chunk_sectors, spec.raid_devices, dev_sectors, slot_lengths)
+    if spec.level is Level.RAID10:
+        # the kernel says so with its first update; beside a member that has missed that, and says something else, mdadm assembles nothing
+        dev_sectors = geometry.used_sectors
     _refuse_too_many_missing(spec, geometry, members)
     sb = _template(spec, dev_sectors, len(members), _check_clean(spec, members, blank))
     for number, member in enumerate(members[: spec.raid_devices]):

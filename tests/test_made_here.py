@@ -69,6 +69,18 @@ def test_made_here(tmp_path, level, layout, n, metadata):
             assert array.pread(array.size, 0) == content, f"without {gone}"
 
 
+@pytest.mark.parametrize("layout", ["n2", "n3", "f2", "f3", "o2", "o3"])
+def test_raid10_says_the_size_that_the_kernel_would(layout):
+    """Else a member that misses the kernel's first update keeps mdadm from assembling the rest: "doesn't match others"."""
+    near, far = (int(layout[1]), 1) if layout[0] == "n" else (1, int(layout[1]))
+    for n, chunks in itertools.product((3, 4, 5, 7), (30, 31, 32, 33, 34, 35)):
+        members = [raidlib.MemoryDevice((chunks * 16 + 1024) << 10) for _ in range(n)]
+        raidlib.create(members, level=10, layout=layout, chunk="16K", size=f"{chunks * 16}K", data_offset="1M", assume_clean=True).close()
+        total = chunks // far * n // near  # chunks of data: md's calc_sectors
+        used = -(-total * near * far // n)
+        assert {raidlib.examine(member).dev_size for member in members} == {used * 16384}, (n, chunks)
+
+
 @pytest.mark.parametrize(("k", "m"), [(2, 1), (3, 2), (4, 3), (10, 4), (5, 6)])
 def test_rs_array_against_the_oracle(tmp_path, k, m):
     """rs has a superblock of its own magic, which mdadm does not take: the oracle reads it by geometry."""
