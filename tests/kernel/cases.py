@@ -491,7 +491,7 @@ def crash_here(c: Case) -> Steps:
     subprocess.run([sys.executable, "-c", CRASH, c.folder / "data", *c.paths], check=True)
     assert raidlib.examine(c.paths[0]).resync_offset == 0
     left = c.paths[1:]  # the first holds data in every layout but those with the parity there
-    if c.shape.level in ("4", "5", "6") and not c.shape.layout.startswith("parity-first"):
+    if c.shape.level in ("4", "5", "6") and not (c.shape.layout or "").startswith("parity-first"):
         with pytest.raises(raidlib.errors.RefusedError, match="force"):
             raidlib.open(left, run=True)
         yield from c.there('refused "$@"', left)
