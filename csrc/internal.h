@@ -359,6 +359,12 @@ int rl_stripe_fetch(struct request *rq, const struct stripe *st, struct workspac
 pthread_mutex_t *rl_stripe_lock(rl_array *a, uint64_t number);
 /* The region of a level without parity that one lock covers: its number, and the array sector where it ends. */
 uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end);
+/* Of which copy a stretch is read as long as they agree: each in turn. */
+#define RL_STRETCH_BYTES 1048576u
+static inline unsigned rl_copy_turn(unsigned count, uint64_t offset)
+{
+    return (unsigned)(offset / RL_STRETCH_BYTES % count);
+}
 /* Reads whole blocks of one region, lock held, from a copy that is usable; block by block and mending where copies fail. */
 int rl_mirror_fetch(struct request *rq, void *buffer, uint64_t length, uint64_t offset);
 

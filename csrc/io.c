@@ -7,7 +7,6 @@
 #include "internal.h"
 
 #define BATCH_MAX 64u
-#define STRETCH_BYTES 1048576u /* that is read from the same copy */
 
 static int check_range(const rl_array *a, const char *call, uint64_t length, uint64_t offset)
 {
@@ -29,7 +28,7 @@ static int choose_device(const rl_array *a, const struct rl_place *places, unsig
         return -1;
     /* copies that may differ (a crash, no resync yet) are read in the order in which the resync will take them, or a read could change without a write */
     bool agree = (offset / RL_SECTOR) + sectors <= atomic_load(&a->resync);
-    unsigned turn = count > 1 && agree ? (unsigned)(offset / STRETCH_BYTES % count) : 0;
+    unsigned turn = agree ? rl_copy_turn(count, offset) : 0;
     for (unsigned j = 0; j < count; j++) {
         const struct rl_place *p = &places[(turn + j) % count];
         int device = rl_device_for_read(a, p->slot, p->sector, sectors);
@@ -50,7 +49,7 @@ static int choose_device(const rl_array *a, const struct rl_place *places, unsig
 static uint64_t one_copy_bytes(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t bytes, uint64_t offset)
 {
     uint64_t sector = offset / RL_SECTOR, within = offset % RL_SECTOR, resync = atomic_load(&a->resync);
-    uint64_t sectors = (within + rl_min(bytes, STRETCH_BYTES - offset % STRETCH_BYTES) + RL_SECTOR - 1) / RL_SECTOR;
+    uint64_t sectors = (within + rl_min(bytes, RL_STRETCH_BYTES - offset % RL_STRETCH_BYTES) + RL_SECTOR - 1) / RL_SECTOR;
     if (resync > sector)
         sectors = rl_min(sectors, resync - sector);
     for (unsigned i = 0; i < count; i++)

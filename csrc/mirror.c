@@ -13,13 +13,15 @@ uint64_t rl_mirror_region(const rl_array *a, uint64_t sector, uint64_t *end)
     return sector / unit;
 }
 
-/* In which order the copies are asked, by index: write-mostly devices last, but where copies may differ (no resync yet) it is the resync's. */
+/* In which order the copies are asked, by index: as in io.c, so that one that cannot be read there is asked here again, and mended; write-mostly devices last. Where
+ * copies may differ (no resync yet) the order is the resync's. */
 static void order_copies(const rl_array *a, const struct rl_place *places, unsigned count, uint64_t offset, uint64_t length, uint8_t *order)
 {
     bool agree = (offset + length) / RL_SECTOR <= atomic_load(&a->resync);
-    unsigned n = 0;
+    unsigned n = 0, turn = agree ? rl_copy_turn(count, offset) : 0;
     for (unsigned last = 0; last < 2; last++) {
-        for (unsigned i = 0; i < count; i++) {
+        for (unsigned j = 0; j < count; j++) {
+            unsigned i = (turn + j) % count;
             int32_t device = a->slot_device[places[i].slot];
             bool mostly = agree && device >= 0 && a->devices[device]->sb.devflags & 1;
             if (mostly == (last > 0))

@@ -506,22 +506,46 @@ static int rect_undo(struct request *rq, const struct rect *r, struct workspace 
     return 0;
 }
 
-/* After a failed write of a whole stripe set: makes parity fit what the members hold now, whatever that is. */
+/* The data of a stripe as they are after a write that failed in part: what the members hold, and for a block that none can be asked for what was to be written. Not
+ * computed from parity, which may fit neither the old blocks nor the new ones. */
+static int rect_gather(struct request *rq, struct workspace *w, const struct rect *r, void **blocks)
+{
+    rl_array *a = rq->a;
+    uint64_t length = r->to - r->from, sector = stripe_sector(a, &r->st, r->from);
+    for (unsigned i = 0; i < r->st.nd; i++) {
+        int slot = r->st.slot_of[i], device = slot < 0 ? -1 : rl_device_for_read(a, (uint32_t)slot, sector, length / RL_SECTOR);
+        blocks[i] = slot < 0 ? NULL : rl_workspace_block(w, &w->block[i]);
+        if (slot < 0)
+            continue;
+        if (!blocks[i])
+            return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
+        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, blocks[i], sector * RL_SECTOR, length);
+        if (device >= 0)
+            rl_io_run(&io, 1);
+        if (device >= 0 && io.result == 0)
+            continue;
+        if (!r->touched[i] || (device >= 0 && r->final[i] == blocks[i])) /* the read has spoilt it */
+            return -EIO;
+        if (!r->final[i])
+            memset(blocks[i], 0, length);
+        else if (r->final[i] != blocks[i])
+            memcpy(blocks[i], r->final[i], length);
+    }
+    return 0;
+}
+
+/* After a failed write of a stripe that had all its data: makes parity fit them as they are now. */
 static int rect_restripe(struct request *rq, struct workspace *w, const struct rect *r)
 {
     rl_array *a = rq->a;
-    uint8_t want[RL_VECTOR_MAX] = {0};
     void *blocks[RL_VECTOR_MAX] = {0};
     unsigned nd = r->st.nd, np = r->st.np, n = 0;
     uint64_t length = r->to - r->from, sector = stripe_sector(a, &r->st, r->from);
-    for (unsigned i = 0; i < nd; i++)
-        want[i] = 1;
-    int rc = rl_stripe_fetch(rq, &r->st, w, r->from, length, 0, want, 0);
-    for (unsigned i = 0; rc == 0 && i < nd + np; i++) {
-        blocks[i] = i < nd ? w->block[i] : r->live[i] ? rl_workspace_block(w, &w->fresh[i - nd]) : NULL;
-        blocks[i] = i < nd && r->st.slot_of[i] < 0 ? NULL : blocks[i];
-        if (i >= nd && r->live[i] && !blocks[i])
-            rc = -ENOMEM;
+    int rc = rect_gather(rq, w, r, blocks);
+    for (unsigned p = 0; rc == 0 && p < np; p++) {
+        blocks[nd + p] = r->live[nd + p] ? rl_workspace_block(w, &w->fresh[p]) : NULL;
+        if (r->live[nd + p] && !blocks[nd + p])
+            rc = rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
     }
     if (rc)
         return rc;
@@ -534,6 +558,32 @@ static int rect_restripe(struct request *rq, struct workspace *w, const struct r
     for (unsigned j = 0; j < n; j++)
         rc = rc ? rc : w->io[j].result;
     return rc;
+}
+
+/* Marks parity as bad, all that may be written. false: some cannot be. */
+static bool rect_disown_parity(const struct request *rq, const struct rect *r)
+{
+    rl_array *a = rq->a;
+    uint64_t sector = stripe_sector(a, &r->st, r->from), length = r->to - r->from;
+    bool marked = true;
+    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
+        struct rl_io io[2];
+        unsigned n = r->open[i] ? rl_slot_writes(a, (uint32_t)r->st.slot_of[i], NULL, sector, length, io) : 0;
+        for (unsigned j = 0; marked && j < n; j++)
+            marked = rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR);
+    }
+    return marked;
+}
+
+/* Parity may fit nothing now. Where every data block can be read itself a resync mends that. Else nothing may be computed from it: it is marked as bad, and the block
+ * that is with nobody reads as an error. false: it cannot be marked. */
+static bool rect_give_up_parity(const struct request *rq, const struct rect *r)
+{
+    uint64_t sector = stripe_sector(rq->a, &r->st, r->from), sectors = (r->to - r->from) / RL_SECTOR;
+    bool whole = true;
+    for (unsigned i = 0; i < r->st.nd; i++)
+        whole &= r->st.slot_of[i] < 0 || rl_device_for_read(rq->a, (uint32_t)r->st.slot_of[i], sector, sectors) >= 0;
+    return whole || rect_disown_parity(rq, r);
 }
 
 /* After writes of which some failed: is every data block of the stripe still there, or can it be computed? Bytes [at, end) of the rectangle. */
@@ -584,7 +634,7 @@ static int rect_mend(struct request *rq, struct workspace *w, struct workspace *
     int mended = old ? rect_undo(rq, r, old, w->io, count) : rect_restripe(rq, w, r);
     if (mended) {
         rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
-        if (old && !atomic_exchange(&a->broken, true))
+        if ((old || !rect_give_up_parity(rq, r)) && !atomic_exchange(&a->broken, true))
             rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
                           "a degraded stripe could be neither written nor put back: the array has failed");
     }
@@ -621,18 +671,11 @@ static int rect_without_parity(struct request *rq, struct workspace *w, struct r
             return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
         r->final[i] = copy ? memcpy(copy, r->source_of[i], length) : NULL;
     }
-    for (unsigned i = r->st.nd; i < r->st.nd + r->st.np; i++) {
-        struct rl_io io[2];
-        unsigned n = r->open[i] ? rl_slot_writes(a, (uint32_t)r->st.slot_of[i], NULL, sector, length, io) : 0;
-        for (unsigned j = 0; j < n; j++) {
-            if (!rl_bad_mark(a, io[j].device, sector, length / RL_SECTOR))
-                return rl_fail(
-                    EIO, "rl_array_pwrite", -1, sector * RL_SECTOR,
-                    "other blocks of stripe %llu cannot be read, and its parity, which does not fit any more, cannot be marked as bad",
-                    (unsigned long long)r->st.number);
-        }
-        r->put[i] = 0;
-    }
+    if (!rect_disown_parity(rq, r))
+        return rl_fail(EIO, "rl_array_pwrite", -1, sector * RL_SECTOR,
+                       "other blocks of stripe %llu cannot be read, and its parity, which does not fit any more, cannot be marked as bad",
+                       (unsigned long long)r->st.number);
+    memset(r->put + r->st.nd, 0, r->st.np * sizeof *r->put);
     return 0;
 }
 
