@@ -341,6 +341,7 @@ int rl_member_open_fault(rl_member *inner, uint64_t seed, rl_recorder *recorder,
 #define RL_FAULT_GONE 9 /* -ENODEV, also to all other requests from then on, until the rule is removed */
 #define RL_FAULT_SEEDED 0xffffffffffffffff /* bytes: some whole sectors, fewer than all, by the seed */
 #define RL_FAULT_RULES_MAX 1024
+#define RL_FAULT_SECTORS_MAX 16777216 /* of a range that is remembered sector by sector */
 struct rl_fault_rule {
     uint32_t size_of;
     uint32_t kind; /* RL_FAULT_* */
@@ -353,6 +354,7 @@ struct rl_fault_rule {
     uint64_t delay_ms;
     uint64_t bytes;
     int64_t shift_sectors;
+    uint32_t until_written; /* 1: sectors of the range that were written whole since are good again. For reads: a latent error, or rot */
 };
 struct rl_fault_counts {
     uint64_t reached; /* requests of the rule's kind and range */

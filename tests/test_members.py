@@ -348,6 +348,27 @@ def test_wrong_bytes_are_always_the_same_ones(faulty, memory):
     other.close()
 
 
+def test_sectors_that_are_bad_until_they_are_written(faulty, memory):
+    latent = faulty.add(lab.Rule("error", on="read", first_sector=2, sectors=4, until_written=True))
+    rot = faulty.add(lab.Rule("flip", on="read", first_sector=10, sectors=2, until_written=True))
+    failing(lambda: faulty.handle.pread(1024, 1024))
+    faulty.handle.pwrite(b"\x22" * 1300, 1024)  # two sectors, and a part of one
+    assert faulty.handle.pread(1024, 1024) == b"\x22" * 1024
+    failing(lambda: faulty.handle.pread(512, 4 * 512))
+    failing(lambda: faulty.handle.pread(8192, 0))
+    faulty.handle.pwrite(b"\x22" * 1024, 2048)
+    whole = faulty.handle.pread(8192, 0)
+    wrong = [i for i in range(8192) if whole[i] not in (0x11, 0x22)]
+    assert [i // 512 for i in wrong] == [10, 11]
+    torn = faulty.add(lab.Rule("lost", on="write"))
+    faulty.handle.pwrite(b"\x33" * 512, 10 * 512)  # reaches nothing
+    faulty.remove(torn)
+    faulty.handle.pwrite(b"\x33" * 512, 11 * 512)
+    whole = faulty.handle.pread(8192, 0)
+    assert [i // 512 for i in range(8192) if whole[i] not in (0x11, 0x22, 0x33)] == [10]
+    assert [faulty.counts()[number].hit for number in (latent, rot)] == [3, 2]
+
+
 def test_lost_writes_and_flushes_that_lie(memory):
     recorder = lab.Recorder()
     faulty = lab.FaultyDevice(memory, rules=[lab.Rule("lost", on=("write", "flush"), times=2)], recorder=recorder)
@@ -506,6 +527,8 @@ def test_rules_that_make_no_sense_are_refused(faulty):
         (lab.Rule("melted"), "the faults are error, short"),
         (lab.Rule("error", first_sector=2**63, sectors=2**63), "beyond any member"),
         (lab.Rule("error", after=-1), "after=-1"),
+        (lab.Rule("error", on="write", sectors=8, until_written=True), "for reads"),
+        (lab.Rule("error", on="read", until_written=True), "a range of at most"),
     ]:
         with pytest.raises(errors.UsageError, match=words):
             faulty.add(rule)

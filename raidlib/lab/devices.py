@@ -69,7 +69,8 @@ class Rule(msgspec.Struct, frozen=True):
     on: the requests it is for; None: all that the fault can be done to. first_sector, sectors: only reads and writes that touch this
     range of the device (sectors 0: all). after: so many of those pass first. times: it is done so often at most (0: no limit). errno:
     what the caller is told; None: EIO for `error` and `short`, success for `lost`, `torn` and `misdirected`. bytes: how much of a short
-    request is done; None: some sectors, by the seed.
+    request is done; None: some sectors, by the seed. until_written: a sector of the range that was written whole since is good again: with
+    it an `error` on reads is a latent one, and a `flip` is rot.
     """
 
     fault: Fault | str
@@ -83,6 +84,7 @@ class Rule(msgspec.Struct, frozen=True):
     delay_ms: int = 0
     bytes: int | None = None
     shift_sectors: int = 0
+    until_written: bool = False
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -227,6 +229,7 @@ class FaultyDevice(EngineDevice):
             c.error = rule.errno if rule.errno is not None else _errno.EIO if fails else 0
             c.first_sector, c.sectors, c.after, c.times = rule.first_sector, rule.sectors, rule.after, rule.times
             c.probability, c.delay_ms, c.shift_sectors = rule.probability, rule.delay_ms, rule.shift_sectors
+            c.until_written = rule.until_written
             c.bytes = lib.RL_FAULT_SEEDED if rule.bytes is None else rule.bytes
         except OverflowError as error:
             raise UsageError(f"{rule}: {error}") from None
