@@ -110,7 +110,7 @@ static int check_rule(const struct fault_member *m, const struct rl_fault_rule *
         [RL_FAULT_SHORT] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_DELAY] = RL_FAULT_ON_ALL,
         [RL_FAULT_HANG] = RL_FAULT_ON_ALL,
-        [RL_FAULT_FLIP] = RL_FAULT_ON_READ,
+        [RL_FAULT_FLIP] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_LOST] = RL_FAULT_ON_WRITE | RL_FAULT_ON_FLUSH,
         [RL_FAULT_MISDIRECTED] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_TORN] = RL_FAULT_ON_WRITE,
@@ -129,6 +129,9 @@ static int check_rule(const struct fault_member *m, const struct rl_fault_rule *
         return rl_fail(EINVAL, call, -1, 0, "a probability of %g is not between 0 and 1", rule->probability);
     if (rule->sectors > RL_MAX_SECTOR - rule->first_sector)
         return rl_fail(EINVAL, call, -1, 0, "the rule's range ends beyond any member");
+    if (rule->kind == RL_FAULT_TORN && rule->bytes != RL_FAULT_SEEDED && rule->bytes % rl_max(RL_SECTOR, m->base.block_bytes))
+        return rl_fail(EINVAL, call, -1, 0, "a write is torn between whole blocks of %llu bytes, not of %llu",
+                       (unsigned long long)rl_max(RL_SECTOR, m->base.block_bytes), (unsigned long long)rule->bytes);
     if (rule->until_written && (rule->ops != RL_FAULT_ON_READ || rule->sectors == 0 || rule->sectors > RL_FAULT_SECTORS_MAX))
         return rl_fail(EINVAL, call, -1, 0, "until it is written: that is for reads, and for a range of at most %u sectors",
                        RL_FAULT_SECTORS_MAX);
@@ -266,10 +269,11 @@ static int reach(struct fault_member *m, const void *buffer, uint64_t length, ui
     return rc;
 }
 
-/* Of two sectors and more, some reach and some do not. */
+/* Of two pieces and more, some reach and some do not. */
 static int tear(struct fault_member *m, const struct fate *fate, const char *buffer, uint64_t length, uint64_t offset)
 {
-    uint64_t unit = rl_max(RL_SECTOR, m->base.block_bytes), first = offset / unit;
+    bool by_sector = fate->is.bytes == 0 || fate->is.bytes == RL_FAULT_SEEDED;
+    uint64_t unit = by_sector ? rl_max(RL_SECTOR, m->base.block_bytes) : fate->is.bytes, first = offset / unit;
     uint64_t count = length ? (offset + length - 1) / unit - first + 1 : 0, lost = fate->dice % rl_max(count, 1),
              kept = (lost + 1) % rl_max(count, 1);
     int rc = 0;
@@ -278,6 +282,19 @@ static int tear(struct fault_member *m, const struct fate *fate, const char *buf
         if (i != lost && (i == kept || mix(fate->dice + i) & 1))
             rc = reach(m, buffer + (low - offset), high - low, low);
     }
+    return rc;
+}
+
+/* Wrong bytes arrive. */
+static int write_flipped(struct fault_member *m, const struct fate *fate, const void *buffer, uint64_t length, uint64_t offset)
+{
+    uint8_t *wrong = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(rl_max(length, 1), RL_BUFFER_ALIGN)); /* as the inner member may want it */
+    if (!wrong)
+        return rl_fail(ENOMEM, m->base.name, -1, offset, "no memory for wrong bytes");
+    memcpy(wrong, buffer, length);
+    flip(m, fate, wrong, length, offset);
+    int rc = reach(m, wrong, length, offset);
+    free(wrong);
     return rc;
 }
 
@@ -291,6 +308,8 @@ static int write_by_fate(struct fault_member *m, const struct fate *fate, const 
         rc = reach(m, buffer, part_of(m, fate, length), offset);
     else if (fate->kind == RL_FAULT_MISDIRECTED && elsewhere(m, fate, length, &to))
         rc = reach(m, buffer, length, to);
+    else if (fate->kind == RL_FAULT_FLIP)
+        rc = write_flipped(m, fate, buffer, length, offset);
     else if (fate->kind == RL_FAULT_TORN)
         rc = tear(m, fate, buffer, length, offset);
     return rc ? rc : told(m, fate, offset);
