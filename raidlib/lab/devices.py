@@ -66,11 +66,12 @@ _FAULTS: dict[Fault, tuple[int, tuple[Request, ...]]] = {
 class Rule(msgspec.Struct, frozen=True):
     """One line of a plan. `Rule("torn", first_sector=2048, sectors=8, probability=0.5)`, `Rule("error", on="flush", times=1)`.
 
-    on: the requests it is for; None: all that the fault can be done to, for `flip` and with until_written reads alone. first_sector, sectors: only reads and writes that touch this
-    range of the device (sectors 0: all). after: so many of those pass first. times: it is done so often at most (0: no limit). errno:
-    what the caller is told; None: EIO for `error` and `short`, success for `lost`, `torn` and `misdirected`. bytes: how much of a short
-    request is done (None: some sectors, by the seed); into pieces of how much a write is torn (None: sectors). until_written: a sector of the range that was written whole since is good again: with
-    it an `error` on reads is a latent one, and a `flip` is rot.
+    on: the requests it is for; None: all that the fault can be done to, for `flip` and with until_written reads alone. first_sector,
+    sectors: only reads and writes that touch this range of the device (sectors 0: all). after: so many of those pass first. times: it is
+    done so often at most (0: no limit). errno: what the caller is told; None: EIO for `error` and `short`, success for `lost`, `torn` and
+    `misdirected`. bytes: how much of a short request is done (None: some sectors, by the seed); into pieces of how much a write is torn
+    (None: sectors). until_written: a sector of the range that was written whole since is good again: with it an `error` on reads is a
+    latent one, and a `flip` is rot.
     """
 
     fault: Fault | str

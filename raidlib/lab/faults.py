@@ -15,22 +15,22 @@ from __future__ import annotations
 import dataclasses
 import errno
 import random
-import time
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
-from ..errors import NoSpaceError, RaidError, UsageError
-from ..model import SECTOR, Level, MemberState, State
-from .devices import FaultyDevice, Request, Rule
-from .rig import Lab, Shape
-from .truth import PAGE, Content, Layout, differing
+from ..errors import UsageError
+from ..model import Level
+from .devices import Request, Rule
+from .rig import Shape
+from .truth import PAGE
 
 DEADLINE_S = 0.25  # of members in cases with silence
 SLACK_S = 1.0  # a call may take so much longer
 SPACE_S = 10.0  # an array that found no space goes on by itself so soon after there is some (it looks once a second)
 MEDIUM_ERRORS = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Reach = Literal["within", "beyond"]
 
@@ -116,7 +116,7 @@ def _slow(rng: random.Random, _place: Place) -> list[Rule]:
     return [Rule("delay", ("read", "write", "flush"), probability=0.3, delay_ms=rng.randint(1, 3))]
 
 
-_LATE_MS = round(DEADLINE_S * 2500)
+_late = _on("delay", ("read", "write"), delay_ms=round(DEADLINE_S * 2500), times=1)
 
 KINDS: dict[str, Kind] = {
     "read-error": Kind("reads fail, now and then or always", "read", _failing("error", "read")),
@@ -126,9 +126,9 @@ KINDS: dict[str, Kind] = {
     "short-write": Kind("writes end early, with an error", "write", _failing("short", "write")),
     "torn-write": Kind("of a write some sectors or blocks arrive, with an error", "write", _failing("torn", "write")),
     "flush-error": Kind("a flush fails", "flush", _on("error", "flush"), "leaves"),
-    "no-space": Kind("the file system below is full", "write", _failing("error", "write", (errno.ENOSPC, errno.EDQUOT)), "stays", waits=True),
+    "no-space": Kind("the file system below is full", "write", _failing("error", "write", NO_SPACE), "stays", waits=True),
     "delay": Kind("it is slow", "read", _slow, "stays"),
-    "late": Kind("it answers after its deadline", "write", _on("delay", ("read", "write"), delay_ms=_LATE_MS, times=1), "leaves", hangs=True),
+    "late": Kind("it answers after its deadline", "write", _late, "leaves", hangs=True),
     "hang-read": Kind("a read is never answered", "read", _on("hang", "read"), "leaves", hangs=True),
     "hang-write": Kind("a write is never answered", "write", _on("hang", "write"), "leaves", hangs=True),
     "hang-flush": Kind("a flush is never answered", "flush", _on("hang", "flush"), "leaves", hangs=True),
@@ -206,7 +206,7 @@ class Case(msgspec.Struct, frozen=True):
     seed: int
     reach: Reach = "within"
 
-    PREFIX = "fault"
+    PREFIX: ClassVar[str] = "fault"
 
     def __str__(self) -> str:
         return f"{self.PREFIX}:{self.shape}:{self.kind}:{self.reach}:{self.member}:{self.seed}"
@@ -223,20 +223,6 @@ class Case(msgspec.Struct, frozen=True):
         if int(parts[4]) >= shape.devices:
             raise UsageError(f"{text!r}: there is no member {parts[4]}")
         return cls(shape, kind, int(parts[4]), int(parts[5]), reach)  # type: ignore[arg-type]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What came of a case. violations: the promises that were broken, in words; none: all were kept."""
-
-    case: str
-    fault: str
-    reach: str
-    injected: int  # rules
-    hit: int  # requests that they struck
-    outcome: str
-    violations: list[str] = []
-    wrong_sectors: int = 0  # read wrong, where that was not excluded
-    seconds: float = 0.0
 
 
 def kinds_of(words: str) -> list[str]:

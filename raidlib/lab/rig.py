@@ -107,7 +107,7 @@ class Shape(msgspec.Struct, frozen=True):
         return bool(lib.rl_geometry_enough(self.geometry(), present))
 
     def too_many(self, member: int) -> list[int]:
-        """This member and the fewest others with which the level does not bear the loss."""
+        """The member, and the fewest others with which the level does not bear the loss."""
         others = [(member + step) % self.devices for step in range(1, self.devices)]
         for count in range(self.tolerance, self.devices):
             for more in itertools.combinations(others, count):
@@ -182,7 +182,7 @@ class Lab:
             self._killed[slot] = self.devices[slot].add(Rule("gone"))
 
     def bring_back(self, slot: int, *, wait: bool = True) -> Job | None:
-        """The device is there again, and no fault is in it. Where the array had it out it is re-added: the Job, None if it was not missed."""
+        """The device is there again, and no fault is in it. Where it was out it is re-added: the Job; None if it was not missed."""
         self.heal(slot)
         self.settle()
         state = self.state(slot)

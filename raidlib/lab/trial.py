@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import BusyError, NoSpaceError, RaidError
 from ..jobs import Job
 from ..model import SECTOR, MemberState
-from .faults import DEADLINE_S, KINDS, PROMISES, SLACK_S, SPACE_S, Case, Outcome, Place, redundancy_of
+from .faults import DEADLINE_S, KINDS, PROMISES, SLACK_S, SPACE_S, Case, Place, redundancy_of
+from .outcome import BROKEN, Outcome
 from .rig import Lab
 from .truth import PAGE, Content, Layout, differing
 
@@ -38,7 +39,7 @@ def run(case: Case) -> Outcome:
         reach=case.reach,
         injected=trial.injected,
         hit=trial.hit,
-        outcome="promise broken" if trial.violations else trial.outcome,
+        outcome=BROKEN if trial.violations else trial.outcome,
         violations=trial.violations,
         wrong_sectors=len(trial.wrong),
         seconds=time.monotonic() - began,
@@ -56,7 +57,8 @@ class Trial:
         self.lab = Lab.of(case.shape, seed=self.rng.getrandbits(32), deadline=DEADLINE_S if self.kind.hangs else None)
         self.victims = case.shape.too_many(case.member) if self.beyond else [case.member]
         self.start = self.lab.data_offset
-        self.content = Content(self.rng.randbytes(self.layout.size))
+        # copies that a refused write has left different are read as one or the other, once the member that is asked first has failed too
+        self.content = Content(self.rng.randbytes(self.layout.size), stable=not self.beyond)
         self.injected, self._hit_before = 0, 0
         self._counted: int | None = None  # hits, once no more are counted
         self.violations: list[str] = []
@@ -210,7 +212,9 @@ class Trial:
             return
         self.wrong |= set(sectors)
         if not self.kind.silent or PROMISES[self.case.kind][redundancy_of(self.case.shape)].reads == "right":
-            self.broken(f"wrong bytes were read, without an error: {len(sectors)} sectors from {sectors[0]} on")
+            refused = all(self.content.is_open(sector) for sector in sectors)
+            where = ", neither the old nor the new ones of a write that was refused" if refused else ""
+            self.broken(f"wrong bytes were read, without an error: {len(sectors)} sectors from {sectors[0]} on{where}")
         elif others := [sector for sector in sectors if self.member not in self.layout.owners(sector)]:
             self.broken(f"wrong bytes were read that other members hold: {len(others)} sectors from {others[0]} on")
 
@@ -342,7 +346,7 @@ class Trial:
             time.sleep(0.02)
 
     def restart(self, was: MemberState) -> None:
-        """Closes and opens it with all members, the one that was out too: it must not come back as good. (As a spare it may: then it is rebuilt.)"""
+        """Closes it and opens it with all members; the one that was out must not come back without a rebuild."""
         if was is not MemberState.IN_SYNC:
             self.lab.heal(self.member)
         self.lab.reopen()

@@ -20,11 +20,11 @@ PAGE = 4096  # in which a check compares
 class Content:
     """The bytes of an array as its user must find them.
 
-    Of a write that was refused each sector may be the old or the new one, until a read has shown which.
+    Of a write that was refused each sector may be the old or the new one; where reads are `stable`, until one has shown which.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self.data = bytearray(data)
+    def __init__(self, data: bytes, *, stable: bool = True) -> None:
+        self.data, self.stable = bytearray(data), stable
         self._either: dict[int, list[bytes]] = {}  # sector -> what it may be, besides what `data` says
 
     def write(self, data: bytes, offset: int) -> None:
@@ -55,7 +55,7 @@ class Content:
         return [bytes(self.data[sector * SECTOR : (sector + 1) * SECTOR]), *self._either.get(sector, ())]
 
     def wrong(self, got: bytes, offset: int) -> list[int]:
-        """The sectors of what was read that cannot be right. Those that could be one or the other are what was read from now on."""
+        """The sectors of what was read that cannot be right."""
         first, last = offset // SECTOR, -(-(offset + len(got)) // SECTOR)
         suspects = {sector for sector in self._either if first <= sector < last}
         for at in differing(got, self.data[offset : offset + len(got)], PAGE):
@@ -69,17 +69,16 @@ class Content:
             fitting = [value for value in self._may_be(sector) if value[low - start : high - start] == piece]
             if not fitting:
                 found.append(sector)
-            elif sector in self._either:
+            elif sector in self._either and self.stable:
                 self.data[start : start + SECTOR] = fitting[0]
                 self._either[sector] = fitting[1:]
                 if not fitting[1:]:
                     del self._either[sector]
         return found
 
-    @property
-    def settled(self) -> bool:
-        """Whether every sector is known."""
-        return not self._either
+    def is_open(self, sector: int) -> bool:
+        """Whether a sector may be one thing or the other."""
+        return sector in self._either
 
 
 @dataclasses.dataclass(frozen=True)
