@@ -56,9 +56,9 @@ def drill(array: tuple[str, ...], replay: str | None, faults: str, as_json: bool
         return replay_one(lab.replay(replay), as_json)
     shape, name = shape_of(array, options)
     tasks = lab.collect(shape, kinds=kinds.kinds_of(faults), seed=options["seed"], seeds=options["seeds"])
+    if array and not as_json:
+        base.say(f"note: {name} is drilled in memory: arrays of its shape are broken there, its own members are not written to")
     with render.Meter(as_json, lambda rate: f"{rate:.0f} trials") as meter:
-        if array:
-            meter.note(f"{name} is drilled in memory: arrays of its shape are broken there; its own members are not written to")
         began = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -135,6 +135,11 @@ def print_report(report: Any, name: str) -> None:
     for outcome in [*report.broken, *report.unhit][:SHOWN]:
         click.echo(f"\n{outcome.fault}, {outcome.reach} the redundancy: {'; '.join(outcome.violations) or 'it struck nothing'}")
         click.echo(f"  raidlib drill --replay '{outcome.case}'")
+    if report.repeated:
+        again = render.count_of(len(report.repeated), "trial")
+        click.echo(
+            f"\n{again} missed a time beside others, as on a machine under load, and counts as it ended when it was run again alone."
+        )
     click.echo("")
     click.echo(closing_words(report, name))
 

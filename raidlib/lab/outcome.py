@@ -23,6 +23,7 @@ class Outcome(Struct, frozen=True):
     outcome: str
     violations: list[str] = []
     wrong_sectors: int = 0  # that were read wrong, where that was not excluded
+    slow: bool = False  # what was broken hangs on time: a machine under load can do that too
     seconds: float = 0.0
 
 
@@ -47,6 +48,7 @@ class Report(Struct, frozen=True):
     rows: list[Row]
     broken: list[Outcome]
     unhit: list[Outcome]  # cases that say nothing: their fault struck nothing
+    repeated: list[Outcome]  # cases that were slow beside others, and were run again alone: what came of them then is in the table
     wrong_cases: int  # in which wrong bytes were read that no level notices without checksums
     seconds: float
 
@@ -56,7 +58,7 @@ class Report(Struct, frozen=True):
         return not self.broken and not self.unhit
 
 
-def report(shape: str, outcomes: Iterable[Outcome], seconds: float) -> Report:
+def report(shape: str, outcomes: Iterable[Outcome], seconds: float, repeated: Iterable[Outcome] = ()) -> Report:
     """The table of outcomes, in the order in which their kinds come."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     every = list(outcomes)
@@ -74,6 +76,7 @@ def report(shape: str, outcomes: Iterable[Outcome], seconds: float) -> Report:
         rows=[Row(fault=fault, reach=reach, **row) for (fault, reach), row in rows.items()],
         broken=[o for o in every if o.violations],
         unhit=[o for o in every if not o.violations and not o.hit],
+        repeated=list(repeated),
         wrong_cases=sum(bool(o.wrong_sectors) and not o.violations for o in every),
         seconds=seconds,
     )

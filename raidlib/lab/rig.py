@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ from .. import opening
 from ..array import Array
 from ..assembly import make_geometry
 from ..engine import ffi, lib
-from ..errors import RaidError, UsageError
+from ..errors import BusyError, RaidError, UsageError
 from ..jobs import Job
-from ..member import MemoryDevice
+from ..member import EngineDevice, MemoryDevice
 from ..model import SECTOR, Level, MemberState, State, layout_name, layout_number, parse_size
 from .devices import FaultyDevice, Rule
 
+ENDS_S = 10  # within which what hung has ended, once it is let go
 METADATA_BYTES = 16 << 20  # of a member beside its data, at least; it costs no memory, which is sparse
 
 
@@ -211,7 +213,7 @@ class Lab:
                 return
             with contextlib.suppress(UsageError):  # it was removed before
                 self.array.remove(self.devices[slot])
-        self.devices[slot].close()
+        _close(self.devices[slot])
         self.devices[slot] = FaultyDevice(self.memory[slot], seed=self.seed + slot)
 
     def state(self, slot: int) -> MemberState:
@@ -240,10 +242,19 @@ class Lab:
 
     def _close_devices(self) -> None:
         for device in [*self.devices, *self.memory]:
-            device.close()
+            _close(device)
 
     def __enter__(self) -> Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close(device: EngineDevice) -> None:
+    """Closes a device from which all faults are taken, and waits until its last request has ended: nothing late reaches what lies below."""
+    ended = threading.Event()
+    device.close()
+    device.handle.when_ended(ended.set)
+    if not ended.wait(ENDS_S):
+        raise BusyError(f"{device.handle.name} was let go of, and has requests that have not ended after {ENDS_S} s")

@@ -30,7 +30,7 @@ def run(case: Case) -> Outcome:
     except RaidError as error:
         trial.broken(f"an error where none may be: {type(error).__name__}: {error}")
     except Exception:
-        trial.broken("a bug: " + traceback.format_exc().strip().replace("\n", " | "))
+        trial.broken("a bug: " + traceback.format_exc().strip().replace("\n", " | "), content=True)
     finally:
         trial.end()
     return Outcome(
@@ -42,6 +42,7 @@ def run(case: Case) -> Outcome:
         outcome=BROKEN if trial.violations else trial.outcome,
         violations=trial.violations,
         wrong_sectors=len(trial.wrong),
+        slow=trial.kind.hangs and bool(trial.violations) and not trial.content_is_wrong,
         seconds=time.monotonic() - began,
     )
 
@@ -62,6 +63,7 @@ class Trial:
         self.injected, self._hit_before = 0, 0
         self._counted: int | None = None  # hits, once no more are counted
         self.violations: list[str] = []
+        self.content_is_wrong = False
         self.errors = 0  # that the caller was told, where it may be told some
         self.wrong: set[int] = set()
         self.outcome = "nothing was run"
@@ -76,8 +78,9 @@ class Trial:
         """The slot that the case is about."""
         return self.case.member
 
-    def broken(self, what: str) -> None:
-        """A promise was not kept."""
+    def broken(self, what: str, *, content: bool = False) -> None:
+        """A promise was not kept. content: bytes are wrong, which no slowness of the machine excuses."""
+        self.content_is_wrong |= content
         if what not in self.violations:
             self.violations.append(what)
 
@@ -214,9 +217,9 @@ class Trial:
         if not self.kind.silent or PROMISES[self.case.kind][redundancy_of(self.case.shape)].reads == "right":
             refused = all(self.content.is_open(sector) for sector in sectors)
             where = ", neither the old nor the new ones of a write that was refused" if refused else ""
-            self.broken(f"wrong bytes were read, without an error: {len(sectors)} sectors from {sectors[0]} on{where}")
+            self.broken(f"wrong bytes were read, without an error: {len(sectors)} sectors from {sectors[0]} on{where}", content=True)
         elif others := [sector for sector in sectors if self.member not in self.layout.owners(sector)]:
-            self.broken(f"wrong bytes were read that other members hold: {len(others)} sectors from {others[0]} on")
+            self.broken(f"wrong bytes were read that other members hold: {len(others)} sectors from {others[0]} on", content=True)
 
     def read_all(self) -> None:
         """Piece by piece: an error costs no more than its piece."""
@@ -280,15 +283,15 @@ class Trial:
         job = self.job("check", self.array.check)
         found = job.status().mismatch_count if job is not None else 0
         if found and not self.kind.silent and not self.errors:
-            self.broken(f"a check counts {found} sectors that do not agree")
+            self.broken(f"a check counts {found} sectors that do not agree", content=True)
         return job
 
     def rebuild(self) -> None:
         """Of another member while this one is faulty, where the level bears it; else of this one, faults and all, which may fail."""
         other = self.rng.randrange(self.case.shape.devices)
         slot = other if self.case.shape.tolerance > 1 and not self.kind.silent else self.member
-        full = slot == self.member and self.case.kind == "no-space"  # it would stay half rebuilt
-        if self.kind.silent or full or self.lab.state(slot) is not MemberState.IN_SYNC:
+        # a refused write leaves stripes that do not agree until there is space: up to then no level bears the loss of a member in them
+        if self.kind.silent or self.case.kind == "no-space" or self.lab.state(slot) is not MemberState.IN_SYNC:
             return
         try:
             self.array.fail(slot)
@@ -367,7 +370,10 @@ class Trial:
         for slot, (got, right) in enumerate(zip(self.images(), self.layout.members(self.content.data), strict=True)):
             if places := differing(got, right, SECTOR):
                 kind = "data" if self.layout.is_data(slot, places[0]) else "parity"
-                self.broken(f"member {slot} is not what it must be: {len(places)} sectors from byte {places[0]} of its data on ({kind})")
+                self.broken(
+                    f"member {slot} is not what it must be: {len(places)} sectors from byte {places[0]} of its data on ({kind})",
+                    content=True,
+                )
 
     def images(self) -> list[bytes]:
         """The data of every member, as its device gives them."""
