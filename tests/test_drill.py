@@ -287,6 +287,19 @@ def test_a_stale_member_that_is_taken_for_good_is_seen(monkeypatch):
     assert "in use after a restart, without a rebuild" in broken(case("gone"))
 
 
+def test_what_a_killed_process_would_leave_is_seen(monkeypatch):
+    fork = raidlib.MemoryDevice.fork
+
+    def torn(self):
+        copy = fork(self)
+        at = raidlib.examine(self).data_offset + 4096
+        copy.handle.pwrite(bytes(512), at)
+        return copy
+
+    monkeypatch.setattr(raidlib.MemoryDevice, "fork", torn)
+    assert "killed now, the array would be read wrong" in broken(case("gone"))
+
+
 def test_our_own_bugs_are_told_apart(monkeypatch):
     monkeypatch.setattr(trial.Trial, "judge_loud", lambda self: 1 // 0)
     assert "a bug: Traceback" in broken(case("delay")) and "ZeroDivisionError" in broken(case("delay"))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from .. import opening
 from ..errors import BusyError, NoSpaceError, RaidError
 from ..jobs import Job
 from ..model import SECTOR, MemberState
@@ -313,6 +314,7 @@ class Trial:
         if self.case.kind == "latent":
             self.check()
             self.lab.devices[self.member].handle.pread(self.layout.used, self.start)  # raises where a sector is still bad
+        self.judge_stop()
         was = self.lab.state(self.member)
         was_out = was is not MemberState.IN_SYNC
         if self.kind.member == "stays" and was_out:
@@ -330,6 +332,21 @@ class Trial:
         for slot in self.rng.sample(others, self.case.shape.tolerance):
             self.array.fail(slot)
         self.read_all()
+
+    def judge_stop(self) -> None:
+        """Were the process killed now, all that was acknowledged would be there, and no member that is out would be taken for good."""
+        copies = [device.fork() for device in self.lab.memory]
+        out = any(self.lab.state(slot) is not MemberState.IN_SYNC for slot in range(self.case.shape.devices))
+        try:
+            with opening.open(copies, "r", run=True, force=out) as after:  # force: degraded, and not marked clean
+                for at in range(0, self.layout.size, PIECE):
+                    got = after.pread(min(PIECE, self.layout.size - at), at)
+                    if wrong := self.content.wrong(got, at, elsewhere=True):
+                        what = f"{len(wrong)} sectors from {wrong[0]} on"
+                        self.broken(f"killed now, the array would be read wrong: {what}", content=True)
+        finally:
+            for copy in copies:
+                copy.close()
 
     def await_space(self) -> None:
         """The array goes on by itself once there is space."""

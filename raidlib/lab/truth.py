@@ -54,8 +54,8 @@ class Content:
     def _may_be(self, sector: int) -> list[bytes]:
         return [bytes(self.data[sector * SECTOR : (sector + 1) * SECTOR]), *self._either.get(sector, ())]
 
-    def wrong(self, got: bytes, offset: int) -> list[int]:
-        """The sectors of what was read that cannot be right."""
+    def wrong(self, got: bytes, offset: int, *, elsewhere: bool = False) -> list[int]:
+        """The sectors of what was read that cannot be right. elsewhere: in a copy of the array, of which the array itself knows nothing."""
         first, last = offset // SECTOR, -(-(offset + len(got)) // SECTOR)
         suspects = {sector for sector in self._either if first <= sector < last}
         for at in differing(got, self.data[offset : offset + len(got)], PAGE):
@@ -69,7 +69,7 @@ class Content:
             fitting = [value for value in self._may_be(sector) if value[low - start : high - start] == piece]
             if not fitting:
                 found.append(sector)
-            elif sector in self._either and self.stable:
+            elif sector in self._either and self.stable and not elsewhere:
                 self.data[start : start + SECTOR] = fitting[0]
                 self._either[sector] = fitting[1:]
                 if not fitting[1:]:
