@@ -398,6 +398,21 @@ def test_a_device_goes_and_returns(deadline):
         assert made.array.pread(made.array.size, 0) == content
 
 
+def test_a_rule_that_is_removed_lets_the_device_return():
+    with Lab(level=5, raid_devices=3, size="256K") as made:
+        content = random.Random(1).randbytes(made.array.size)
+        number = made.devices[1].add(lab.Rule("gone", on="write", after=3))
+        for at in range(0, made.array.size, 16384):
+            made.array.pwrite(content[at : at + 16384], at)
+        assert made.state(1) == "removed" and made.devices[1].counts()[number].hit
+        with pytest.raises(errors.RaidError):
+            made.array.re_add(made.devices[1])
+        made.devices[1].remove(number)
+        made.array.re_add(made.devices[1]).wait()
+        made.array.fail(0)
+        assert made.array.pread(made.array.size, 0) == content
+
+
 def test_what_hangs_is_let_go_at_the_end():
     made = Lab(level=5, raid_devices=3, size="256K", deadline=0.25)
     made.devices[0].add(lab.Rule("hang"))
@@ -496,6 +511,14 @@ def test_an_array_that_is_there_is_drilled_in_memory(tmp_path, name, options):
     words = run(place, *QUICK)
     assert "its own members are not written to" in words.stderr
     assert words.stdout.splitlines()[-1].startswith("All promises were kept")
+
+
+def test_of_arrays_of_arrays_the_one_with_redundancy_is_drilled(tmp_path):
+    for name in ("a", "b"):
+        raidlib.create(tmp_path / "vat" / name, level=5, raid_devices=3, size="4M", chunk="16K").close()
+    raidlib.create([tmp_path / "vat" / "a", tmp_path / "vat" / "b"], level=0, chunk="16K").close()
+    assert f"drill one of those, {tmp_path / 'vat' / 'a'}" in run(tmp_path / "vat", code=64).stderr
+    assert run(tmp_path / "vat" / "a", *QUICK).stdout.splitlines()[0] == f"{tmp_path / 'vat' / 'a'}: 15 trials"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,12 @@ def shape_of(array: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, str]
     status, plan, _live = arrays.look(source)
     if status is None:
         raise UsageError(f"{base.name_of(source)} cannot be started ({plan.problem}); say what is drilled: --level {plan.level}")
+    inner = [m.path for m in status.members if m.array is not None]
     level = Level.parse(status.level)
+    if level <= 0 and inner:
+        raise UsageError(
+            f"{base.name_of(source)} is {level} over arrays, which has no redundancy of its own: drill one of those, {inner[0]}"
+        )
     parity = status.raid_devices - status.size // status.dev_size if level is Level.RS else None
     metadata = "1.2" if status.metadata == "0.90" else status.metadata  # which is not made any more
     number = int(status.layout, 16) if status.layout and status.layout.startswith("0x") else status.layout
