@@ -5,6 +5,8 @@ import json
 import random
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import oracle
 import pytest
@@ -548,6 +550,24 @@ def test_in_a_process_of_its_own():
     answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     assert "All promises were kept in 16 trials" in answer.stdout
+
+
+def test_its_processes_end_with_it():
+    """Also when it is killed."""
+    command = [sys.executable, "-m", "raidlib", "drill", "--level", "5", "--seeds", "500", "--faults", "gone", "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        workers = []
+        until = time.monotonic() + 60
+        while len(workers) < 2 and time.monotonic() < until:
+            words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.read_text().split()}
+            workers = [pid for pid, word in words.items() if b"spawn_main" in word]
+            time.sleep(0.05)
+        parent.kill()
+    assert len(workers) == 2
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
 
 
 # ---- the fixture ---------------------------------------------------------------------------------------------------------

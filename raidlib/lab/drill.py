@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -85,9 +86,17 @@ def _outcomes(batches: Sequence[list[Task]], jobs: int) -> Iterator[list[Outcome
 
 
 def _begin(folder: str) -> None:
-    """A process of the drill: interrupted by its parent alone, with a run-time folder of its own."""
+    """A process of the drill: interrupted by its parent alone, ends with it, and has a run-time folder of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["RAIDLIB_RUNTIME_DIR"] = folder
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_batch(batch: list[Task]) -> list[Outcome]:

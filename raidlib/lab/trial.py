@@ -25,7 +25,12 @@ PIECE = 64 << 10
 def run(case: Case) -> Outcome:
     """Runs a case; whatever happens in it is in the outcome."""
     began = time.monotonic()
-    trial = Trial(case)
+    try:
+        trial = Trial(case)
+    except RaidError as error:
+        words = f"the array cannot be made: {error}"
+        slow = KINDS[case.kind].hangs
+        return Outcome(case=str(case), fault=case.kind, reach=case.reach, injected=0, hit=0, outcome=BROKEN, violations=[words], slow=slow)
     try:
         trial.run()
     except RaidError as error:
@@ -205,10 +210,15 @@ class Trial:
             self.broken(f"{what} ended with an error, and the level bears the fault: {error}")
 
     def read(self, length: int, offset: int) -> None:
-        """Reads and compares."""
+        """Reads and compares. A sector that could not be read was written anew meanwhile: the same read does not meet it again."""
+        before = self.hit
         done, got = self.call("read", lambda: self.array.pread(length, offset))
         if done:
             self.found_wrong(self.content.wrong(got, offset))
+        if done and self.case.kind == "latent" and not self.beyond and (struck := self.hit) > before:
+            self.call("read", lambda: self.array.pread(length, offset))
+            if self.hit > struck:
+                self.broken("sectors that could not be read were not mended by the read that met them")
 
     def found_wrong(self, sectors: list[int]) -> None:
         """Sectors were read that cannot be right."""
