@@ -112,6 +112,11 @@ def _on(fault: str, on: Request | tuple[Request, ...], **more: int) -> Callable[
     return rules
 
 
+def _flushes(rng: random.Random, place: Place) -> list[Rule]:
+    """One fails, so that it is seen whether the array takes note of that one; or all."""
+    return [Rule("error", "flush", after=0 if place.full else rng.randrange(3), times=0 if place.full else rng.randrange(2))]
+
+
 def _slow(rng: random.Random, _place: Place) -> list[Rule]:
     return [Rule("delay", ("read", "write", "flush"), probability=0.3, delay_ms=rng.randint(1, 3))]
 
@@ -125,7 +130,7 @@ KINDS: dict[str, Kind] = {
     "write-error": Kind("writes fail, now and then or always", "write", _failing("error", "write", (*MEDIUM_ERRORS, errno.ETIMEDOUT))),
     "short-write": Kind("writes end early, with an error", "write", _failing("short", "write")),
     "torn-write": Kind("of a write some sectors or blocks arrive, with an error", "write", _failing("torn", "write")),
-    "flush-error": Kind("a flush fails", "flush", _on("error", "flush"), "leaves"),
+    "flush-error": Kind("a flush fails", "flush", _flushes, "leaves"),
     "no-space": Kind("the file system below is full", "write", _failing("error", "write", NO_SPACE), "stays", waits=True),
     "delay": Kind("it is slow", "read", _slow, "stays"),
     "late": Kind("it answers after its deadline", "write", _late, "leaves", hangs=True),
