@@ -12,6 +12,7 @@
 #   make sanitize the tests of the engine under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make kill     two hundred times each, the owner of a mount is killed under load (RUNS=)
 #   make full     two hundred runs on a full file system (as root)
+#   make drill    every fault on every member, all levels, 20 seeds, judged: minutes (SEEDS=, DRILL_ARGS="--faults gone,latent")
 #   make wheel    a wheel for every Python from 3.11 on, in dist/
 #   make bench    the benchmarks                       make clean    away with all that was made
 #
@@ -25,7 +26,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test test-kernel test-kernel-full hang kill full stress histories sanitize demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang kill full drill stress histories sanitize demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -39,6 +40,12 @@ test: packages-test
 full: packages-test
 	@$(MAKE) built tools
 	@RAIDLIB_SPACE_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_space.py -k random_moment
+
+# One table for each shape; the worst exit code of them.
+SHAPES ?= 1 "1 -n 3" 4 5 6 10 rs
+drill: packages-build
+	@$(MAKE) built
+	@worst=0; for shape in $(SHAPES); do $(BIN)/raidlib drill --level $$shape --seeds $(or $(SEEDS),20) $(DRILL_ARGS) || worst=$$?; echo; done; exit $$worst
 
 hang: packages-test
 	@$(MAKE) built tools

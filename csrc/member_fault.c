@@ -12,6 +12,7 @@
 
 struct rule {
     struct rl_fault_rule is;
+    uint8_t *written; /* with until_written, a bit for each sector of the range: it was written since */
     bool active;
     bool gone; /* RL_FAULT_GONE has struck */
     uint64_t reached, hit;
@@ -57,14 +58,25 @@ static uint64_t dice_of(const struct fault_member *m, unsigned rule, uint64_t tu
     return mix(mix(mix(m->seed) ^ rule) ^ turn);
 }
 
-static bool meets(const struct rl_fault_rule *rule, uint32_t op, uint64_t length, uint64_t offset)
+/* Is the sector in the rule's range, and, where that counts, not written since? */
+static bool has_sector(const struct rule *r, uint64_t sector)
+{
+    uint64_t at = sector - r->is.first_sector; /* modulo 2^64: what is below is beyond the end */
+    return r->is.sectors == 0 || (at < r->is.sectors && !(r->written && r->written[at / 8] >> at % 8 & 1));
+}
+
+static bool meets(const struct rule *r, uint32_t op, uint64_t length, uint64_t offset)
 {
     bool placed = op == RL_FAULT_ON_READ || op == RL_FAULT_ON_WRITE;
-    if (!(rule->ops & op))
+    if (!(r->is.ops & op))
         return false;
-    if (!placed || rule->sectors == 0)
+    if (!placed || r->is.sectors == 0)
         return true;
-    return length && offset / RL_SECTOR < rule->first_sector + rule->sectors && (offset + length - 1) / RL_SECTOR >= rule->first_sector;
+    uint64_t first = rl_max(offset / RL_SECTOR, r->is.first_sector);
+    uint64_t end = rl_min((offset + length + RL_SECTOR - 1) / RL_SECTOR, r->is.first_sector + r->is.sectors);
+    while (r->written && first < end && !has_sector(r, first))
+        first++;
+    return length && first < end;
 }
 
 /* Asks one rule about one request, lock held. */
@@ -72,7 +84,7 @@ static void ask(struct fault_member *m, unsigned number, uint32_t op, uint64_t l
 {
     struct rule *r = &m->rules[number];
     bool adds_up = r->is.kind == RL_FAULT_DELAY || r->is.kind == RL_FAULT_HANG;
-    if (!r->active || (!r->gone && !meets(&r->is, op, length, offset)))
+    if (!r->active || (!r->gone && !meets(r, op, length, offset)))
         return;
     uint64_t turn = r->reached++, dice = dice_of(m, number, turn);
     bool due = turn >= r->is.after && (r->is.times == 0 || r->hit < r->is.times);
@@ -98,7 +110,7 @@ static int check_rule(const struct fault_member *m, const struct rl_fault_rule *
         [RL_FAULT_SHORT] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_DELAY] = RL_FAULT_ON_ALL,
         [RL_FAULT_HANG] = RL_FAULT_ON_ALL,
-        [RL_FAULT_FLIP] = RL_FAULT_ON_READ,
+        [RL_FAULT_FLIP] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_LOST] = RL_FAULT_ON_WRITE | RL_FAULT_ON_FLUSH,
         [RL_FAULT_MISDIRECTED] = RL_FAULT_ON_READ | RL_FAULT_ON_WRITE,
         [RL_FAULT_TORN] = RL_FAULT_ON_WRITE,
@@ -117,6 +129,12 @@ static int check_rule(const struct fault_member *m, const struct rl_fault_rule *
         return rl_fail(EINVAL, call, -1, 0, "a probability of %g is not between 0 and 1", rule->probability);
     if (rule->sectors > RL_MAX_SECTOR - rule->first_sector)
         return rl_fail(EINVAL, call, -1, 0, "the rule's range ends beyond any member");
+    if (rule->kind == RL_FAULT_TORN && rule->bytes != RL_FAULT_SEEDED && rule->bytes % rl_max(RL_SECTOR, m->base.block_bytes))
+        return rl_fail(EINVAL, call, -1, 0, "a write is torn between whole blocks of %llu bytes, not of %llu",
+                       (unsigned long long)rl_max(RL_SECTOR, m->base.block_bytes), (unsigned long long)rule->bytes);
+    if (rule->until_written && (rule->ops != RL_FAULT_ON_READ || rule->sectors == 0 || rule->sectors > RL_FAULT_SECTORS_MAX))
+        return rl_fail(EINVAL, call, -1, 0, "until it is written: that is for reads, and for a range of at most %u sectors",
+                       RL_FAULT_SECTORS_MAX);
     if (rule->shift_sectors * (int64_t)RL_SECTOR % (int64_t)m->base.block_bytes)
         return rl_fail(EINVAL, call, -1, 0, "a shift of %lld sectors is not whole blocks of %u bytes", (long long)rule->shift_sectors,
                        m->base.block_bytes);
@@ -180,15 +198,18 @@ static bool elsewhere(const struct fault_member *m, const struct fate *fate, uin
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
-/* One bit of each sector in the rule's range, always the same one. */
-static void flip(const struct fault_member *m, const struct fate *fate, uint8_t *buffer, uint64_t length, uint64_t offset)
+/* One bit of each sector that the rule is for, always the same one. */
+static void flip(struct fault_member *m, const struct fate *fate, uint8_t *buffer, uint64_t length, uint64_t offset)
 {
+    struct rule gone = {.is = fate->is};
+    pthread_mutex_lock(&m->lock);
+    const struct rule *r = (unsigned)fate->rule < m->rule_count ? &m->rules[fate->rule] : &gone; /* cleared meanwhile */
     for (uint64_t sector = offset / RL_SECTOR; sector * RL_SECTOR < offset + length; sector++) {
         uint64_t dice = dice_of(m, (unsigned)fate->rule, ~sector), at = sector * RL_SECTOR + dice / 8 % RL_SECTOR;
-        bool in_range = fate->is.sectors == 0 || (sector >= fate->is.first_sector && sector < fate->is.first_sector + fate->is.sectors);
-        if (in_range && at >= offset && at < offset + length)
+        if (has_sector(r, sector) && at >= offset && at < offset + length)
             buffer[at - offset] ^= (uint8_t)(1u << dice % 8);
     }
+    pthread_mutex_unlock(&m->lock);
 }
 
 static int read_by_fate(struct fault_member *m, const struct fate *fate, void *buffer, uint64_t length, uint64_t offset, uint32_t flags)
@@ -220,6 +241,20 @@ static int fault_pread(rl_member *member, void *buffer, uint64_t length, uint64_
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */
 
+/* Sectors that were written whole are good again for the rules that say so. */
+static void note_written(struct fault_member *m, uint64_t length, uint64_t offset)
+{
+    uint64_t first = (offset + RL_SECTOR - 1) / RL_SECTOR, end = (offset + length) / RL_SECTOR;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->rule_count; i++) {
+        const struct rl_fault_rule *rule = &m->rules[i].is;
+        uint64_t low = rl_max(first, rule->first_sector), high = rl_min(end, rule->first_sector + rule->sectors);
+        for (uint64_t at = low - rule->first_sector; m->rules[i].written && at + rule->first_sector < high; at++)
+            m->rules[i].written[at / 8] |= (uint8_t)(1u << at % 8);
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
 /* F1: a write to the inner member. What is written is what was recorded, also where the caller's buffer changes meanwhile. */
 static int reach(struct fault_member *m, const void *buffer, uint64_t length, uint64_t offset)
 {
@@ -229,13 +264,16 @@ static int reach(struct fault_member *m, const void *buffer, uint64_t length, ui
     int rc = rl_member_pwrite(m->inner, buffer, length, offset);
     if (m->recorder)
         rl_recorder_end(m->recorder, index, rc);
+    if (rc == 0)
+        note_written(m, length, offset);
     return rc;
 }
 
-/* Of two sectors and more, some reach and some do not. */
+/* Of two pieces and more, some reach and some do not. */
 static int tear(struct fault_member *m, const struct fate *fate, const char *buffer, uint64_t length, uint64_t offset)
 {
-    uint64_t unit = rl_max(RL_SECTOR, m->base.block_bytes), first = offset / unit;
+    bool by_sector = fate->is.bytes == 0 || fate->is.bytes == RL_FAULT_SEEDED;
+    uint64_t unit = by_sector ? rl_max(RL_SECTOR, m->base.block_bytes) : fate->is.bytes, first = offset / unit;
     uint64_t count = length ? (offset + length - 1) / unit - first + 1 : 0, lost = fate->dice % rl_max(count, 1),
              kept = (lost + 1) % rl_max(count, 1);
     int rc = 0;
@@ -244,6 +282,19 @@ static int tear(struct fault_member *m, const struct fate *fate, const char *buf
         if (i != lost && (i == kept || mix(fate->dice + i) & 1))
             rc = reach(m, buffer + (low - offset), high - low, low);
     }
+    return rc;
+}
+
+/* Wrong bytes arrive. */
+static int write_flipped(struct fault_member *m, const struct fate *fate, const void *buffer, uint64_t length, uint64_t offset)
+{
+    uint8_t *wrong = aligned_alloc(RL_BUFFER_ALIGN, rl_round_up(rl_max(length, 1), RL_BUFFER_ALIGN)); /* as the inner member may want it */
+    if (!wrong)
+        return rl_fail(ENOMEM, m->base.name, -1, offset, "no memory for wrong bytes");
+    memcpy(wrong, buffer, length);
+    flip(m, fate, wrong, length, offset);
+    int rc = reach(m, wrong, length, offset);
+    free(wrong);
     return rc;
 }
 
@@ -257,6 +308,8 @@ static int write_by_fate(struct fault_member *m, const struct fate *fate, const 
         rc = reach(m, buffer, part_of(m, fate, length), offset);
     else if (fate->kind == RL_FAULT_MISDIRECTED && elsewhere(m, fate, length, &to))
         rc = reach(m, buffer, length, to);
+    else if (fate->kind == RL_FAULT_FLIP)
+        rc = write_flipped(m, fate, buffer, length, offset);
     else if (fate->kind == RL_FAULT_TORN)
         rc = tear(m, fate, buffer, length, offset);
     return rc ? rc : told(m, fate, offset);
@@ -307,6 +360,13 @@ static void fault_let_go(rl_member *member)
     pthread_mutex_unlock(&m->lock);
 }
 
+static void forget_rules(struct fault_member *m)
+{
+    for (unsigned i = 0; i < m->rule_count; i++)
+        free(m->rules[i].written);
+    m->rule_count = 0;
+}
+
 static void fault_close(rl_member *member)
 {
     struct fault_member *m = (struct fault_member *)member;
@@ -315,6 +375,7 @@ static void fault_close(rl_member *member)
     atomic_fetch_sub(&m->inner->users, 1);
     pthread_cond_destroy(&m->wake);
     pthread_mutex_destroy(&m->lock);
+    forget_rules(m);
     free(m->rules);
 }
 
@@ -369,15 +430,20 @@ int rl_fault_add(rl_member *member, const struct rl_fault_rule *rule)
     int rc = m ? check_rule(m, rule) : -EINVAL;
     if (rc)
         return rc;
+    uint8_t *written = rule->until_written ? calloc((rule->sectors + 7) / 8, 1) : NULL;
+    if (rule->until_written && !written)
+        return rl_fail(ENOMEM, "rl_fault_add", -1, 0, "no memory for a rule");
     pthread_mutex_lock(&m->lock);
     bool fits = m->rule_count < RL_FAULT_RULES_MAX;
     struct rule *grown = fits ? realloc(m->rules, (m->rule_count + 1) * sizeof *grown) : NULL;
     if (grown) {
         m->rules = grown;
-        grown[m->rule_count] = (struct rule){.is = *rule, .active = true};
+        grown[m->rule_count] = (struct rule){.is = *rule, .written = written, .active = true};
         rc = (int)m->rule_count++;
     }
     pthread_mutex_unlock(&m->lock);
+    if (!grown)
+        free(written);
     if (!fits)
         return rl_fail(ENOSPC, "rl_fault_add", -1, 0, "a member takes %u rules: clear them", RL_FAULT_RULES_MAX);
     return grown ? rc : rl_fail(ENOMEM, "rl_fault_add", -1, 0, "no memory for a rule");
@@ -412,7 +478,7 @@ int rl_fault_clear(rl_member *member)
     if (!m)
         return -EINVAL;
     pthread_mutex_lock(&m->lock);
-    m->rule_count = 0;
+    forget_rules(m);
     release(m);
     pthread_mutex_unlock(&m->lock);
     return 0;

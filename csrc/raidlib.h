@@ -333,14 +333,15 @@ int rl_member_open_fault(rl_member *inner, uint64_t seed, rl_recorder *recorder,
 #define RL_FAULT_SHORT 2 /* of a read or write, the first `bytes`. error > 0 */
 #define RL_FAULT_DELAY 3 /* it is done delay_ms later */
 #define RL_FAULT_HANG 4 /* it is done once rl_fault_release is called, or the rule removed */
-#define RL_FAULT_FLIP 5 /* a read gives wrong bytes: one bit of each sector of the range, the same one each time */
+#define RL_FAULT_FLIP 5 /* a read gives, or a write leaves, wrong bytes: one bit of each sector of the range, the same one each time */
 #define RL_FAULT_LOST 6 /* a write or flush is not done */
 #define RL_FAULT_MISDIRECTED 7 /* a read or write goes shift_sectors further; lost, or read as zeros, where that is outside */
 #define RL_FAULT_TORN \
-    8 /* of a write some sectors reach (blocks, where those are larger), by the seed: never all, of two and more never none */
+    8 /* of a write some pieces reach, by the seed: never all, of two and more never none. A piece: `bytes`; 0, RL_FAULT_SEEDED: a sector, or a larger block */
 #define RL_FAULT_GONE 9 /* -ENODEV, also to all other requests from then on, until the rule is removed */
 #define RL_FAULT_SEEDED 0xffffffffffffffff /* bytes: some whole sectors, fewer than all, by the seed */
 #define RL_FAULT_RULES_MAX 1024
+#define RL_FAULT_SECTORS_MAX 16777216 /* of a range that is remembered sector by sector */
 struct rl_fault_rule {
     uint32_t size_of;
     uint32_t kind; /* RL_FAULT_* */
@@ -353,6 +354,7 @@ struct rl_fault_rule {
     uint64_t delay_ms;
     uint64_t bytes;
     int64_t shift_sectors;
+    uint32_t until_written; /* 1: sectors of the range that were written whole since are good again. For reads: a latent error, or rot */
 };
 struct rl_fault_counts {
     uint64_t reached; /* requests of the rule's kind and range */

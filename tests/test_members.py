@@ -348,6 +348,52 @@ def test_wrong_bytes_are_always_the_same_ones(faulty, memory):
     other.close()
 
 
+def test_sectors_that_are_bad_until_they_are_written(faulty, memory):
+    latent = faulty.add(lab.Rule("error", on="read", first_sector=2, sectors=4, until_written=True))
+    rot = faulty.add(lab.Rule("flip", on="read", first_sector=10, sectors=2, until_written=True))
+    failing(lambda: faulty.handle.pread(1024, 1024))
+    faulty.handle.pwrite(b"\x22" * 1300, 1024)  # two sectors, and a part of one
+    assert faulty.handle.pread(1024, 1024) == b"\x22" * 1024
+    failing(lambda: faulty.handle.pread(512, 4 * 512))
+    failing(lambda: faulty.handle.pread(8192, 0))
+    faulty.handle.pwrite(b"\x22" * 1024, 2048)
+    whole = faulty.handle.pread(8192, 0)
+    wrong = [i for i in range(8192) if whole[i] not in (0x11, 0x22)]
+    assert [i // 512 for i in wrong] == [10, 11]
+    torn = faulty.add(lab.Rule("lost", on="write"))
+    faulty.handle.pwrite(b"\x33" * 512, 10 * 512)  # reaches nothing
+    faulty.remove(torn)
+    faulty.handle.pwrite(b"\x33" * 512, 11 * 512)
+    whole = faulty.handle.pread(8192, 0)
+    assert [i // 512 for i in range(8192) if whole[i] not in (0x11, 0x22, 0x33)] == [10]
+    assert [faulty.counts()[number].hit for number in (latent, rot)] == [3, 2]
+
+
+def test_wrong_bytes_that_a_write_leaves(faulty, memory):
+    number = faulty.add(lab.Rule("flip", on="write", first_sector=2, sectors=2))
+    faulty.handle.pwrite(NEW, 0)
+    for reader in (faulty, memory):
+        whole = reader.handle.pread(8192, 0)
+        wrong = [i for i in range(8192) if whole[i] != 0x22]
+        assert [i // 512 for i in wrong] == [2, 3]
+    faulty.remove(number)
+    faulty.handle.pwrite(NEW, 0)
+    assert memory.handle.pread(8192, 0) == NEW
+
+
+def test_writes_torn_in_pieces_of_4096_bytes(faulty, memory):
+    faulty.add(lab.Rule("torn", bytes=4096))
+    shapes = set()
+    for _ in range(12):
+        memory.handle.pwrite(b"\x11" * SIZE, 0)
+        faulty.handle.pwrite(b"\x22" * 16384, 2048)
+        now = memory.handle.pread(SIZE, 0)
+        pieces = [now[max(at, 2048) : min(at + 4096, 18432)] for at in range(0, 20480, 4096)]
+        assert all(piece in (b"\x11" * len(piece), b"\x22" * len(piece)) for piece in pieces)
+        shapes.add(tuple(piece[0] for piece in pieces))
+    assert len(shapes) >= 6 and not {(0x11,) * 5, (0x22,) * 5} & shapes
+
+
 def test_lost_writes_and_flushes_that_lie(memory):
     recorder = lab.Recorder()
     faulty = lab.FaultyDevice(memory, rules=[lab.Rule("lost", on=("write", "flush"), times=2)], recorder=recorder)
@@ -501,11 +547,14 @@ def test_rules_that_make_no_sense_are_refused(faulty):
         (lab.Rule("error", errno=0), "not an errno"),
         (lab.Rule("error", probability=1.5), "between 0 and 1"),
         (lab.Rule("error", probability=float("nan")), "between 0 and 1"),
-        (lab.Rule("flip", on="write"), "can be done to read, not to 'write'"),
+        (lab.Rule("flip", on="flush"), "can be done to read, write, not to 'flush'"),
+        (lab.Rule("torn", bytes=1000), "whole blocks of 512 bytes, not of 1000"),
         (lab.Rule("error", on=()), "can be done to"),
         (lab.Rule("melted"), "the faults are error, short"),
         (lab.Rule("error", first_sector=2**63, sectors=2**63), "beyond any member"),
         (lab.Rule("error", after=-1), "after=-1"),
+        (lab.Rule("error", on="write", sectors=8, until_written=True), "for reads"),
+        (lab.Rule("error", on="read", until_written=True), "a range of at most"),
     ]:
         with pytest.raises(errors.UsageError, match=words):
             faulty.add(rule)

@@ -1,7 +1,7 @@
 """The command line: the verbs of mdadm on arrays that a user owns. Options, tables, JSON and exit codes; no logic.
 
 `base` has what all verbs share (exit codes, questions, how an ARRAY is reached), `render` the tables and progress bars, `content` what
-goes in and out of an array as a whole; the verbs are in `arrays` (create, examine …), `members` (fail, add, check …) and `mounts`.
+goes in and out of an array as a whole; the verbs are in `arrays` (create, examine …), `members` (fail, add, check …), `mounts` and `drill`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from . import arrays, members, mounts
+from . import arrays, drill, members, mounts
 from .base import Program
 
 __all__ = ["main", "program"]
@@ -33,11 +33,11 @@ program = Program(
     epilog="""\b
     Exit codes: 0 done; 3 refused for safety; 64 usage; 69 a facility is missing; 70 a bug of raidlib;
     74 input/output; 75 busy; 77 permission; 130 interrupted. Of `detail --test`, `check`, `repair`
-    and `wait` also: 1 degraded or mismatches found, 2 failed, 4 cannot tell.
+    and `wait` also: 1 degraded or mismatches found, 2 failed, 4 cannot tell; of `drill` also 2 and 4.
     """,
 )
 program = click.version_option(package_name="raidlib", message="%(prog)s %(version)s")(program)
-for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS):
+for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS, *drill.COMMANDS):
     command.help = (command.help or "").replace("\\b", "\b")  # click's mark of a paragraph that is not to be filled
     program.add_command(command)
 

@@ -347,15 +347,19 @@ def export_detail(status: Any) -> list[str]:
 
 
 class _Left(ProgressColumn):
+    def __init__(self, amount: Callable[[float], str]) -> None:
+        super().__init__()
+        self._amount = amount
+
     def render(self, task: Task) -> Text:
-        return Text(f"{format_size(task.fields.get('rate', 0))}/s, {duration(task.fields.get('eta'))} left")
+        return Text(f"{self._amount(task.fields.get('rate', 0))}/s, {duration(task.fields.get('eta'))} left")
 
 
 class Meter:
-    """A progress bar on a terminal's stderr; elsewhere a line now and then. A context manager."""
+    """A progress bar on a terminal's stderr; elsewhere a line now and then. A context manager. amount: of the rate, in words."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._console = console(stderr=True)
+    def __init__(self, quiet: bool = False, amount: Callable[[float], str] = lambda count: format_size(int(count))) -> None:
+        self._console, self._amount = console(stderr=True), amount
         self._tty, self._quiet = sys.stderr.isatty(), quiet
         self._progress: Progress | None = None
         self._task: Any = None
@@ -363,7 +367,12 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if self._tty:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>5.1f} %"), _Left())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>5.1f} %"),
+                _Left(self._amount),
+            )
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
         return self
@@ -385,7 +394,7 @@ class Meter:
         elif not self._quiet and now - self._last[0] >= LINE_SECONDS:
             self._last = (now, label)
             share = 100 * done / total if total else 0
-            click.echo(f"{label}: {share:.1f} %, {format_size(rate)}/s, {duration(eta)} left", err=True)
+            click.echo(f"{label}: {share:.1f} %, {self._amount(rate)}/s, {duration(eta)} left", err=True)
 
     def note(self, text: str) -> None:
         """A line above the bar."""

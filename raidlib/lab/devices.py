@@ -42,10 +42,10 @@ class Fault(enum.StrEnum):
     SHORT = "short"  # a part of a read or write is done, then `errno`
     DELAY = "delay"  # it is done `delay_ms` later
     HANG = "hang"  # it is done once the device is released; for the array not to wait for ever, open it with `deadline=`
-    FLIP = "flip"  # a read gives one wrong bit in each sector of the range, the same one each time
+    FLIP = "flip"  # a read gives, or a write leaves, one wrong bit in each sector of the range, the same one each time
     LOST = "lost"  # a write or flush is not done
     MISDIRECTED = "misdirected"  # a read or write goes `shift_sectors` further
-    TORN = "torn"  # of a write some sectors arrive
+    TORN = "torn"  # of a write some sectors (or pieces of `bytes`) arrive
     GONE = "gone"  # the device is away from then on, until the rule is removed
 
 
@@ -55,7 +55,7 @@ _FAULTS: dict[Fault, tuple[int, tuple[Request, ...]]] = {
     Fault.SHORT: (lib.RL_FAULT_SHORT, ("read", "write")),
     Fault.DELAY: (lib.RL_FAULT_DELAY, ("read", "write", "flush", "probe")),
     Fault.HANG: (lib.RL_FAULT_HANG, ("read", "write", "flush", "probe")),
-    Fault.FLIP: (lib.RL_FAULT_FLIP, ("read",)),
+    Fault.FLIP: (lib.RL_FAULT_FLIP, ("read", "write")),
     Fault.LOST: (lib.RL_FAULT_LOST, ("write", "flush")),
     Fault.MISDIRECTED: (lib.RL_FAULT_MISDIRECTED, ("read", "write")),
     Fault.TORN: (lib.RL_FAULT_TORN, ("write",)),
@@ -66,10 +66,12 @@ _FAULTS: dict[Fault, tuple[int, tuple[Request, ...]]] = {
 class Rule(msgspec.Struct, frozen=True):
     """One line of a plan. `Rule("torn", first_sector=2048, sectors=8, probability=0.5)`, `Rule("error", on="flush", times=1)`.
 
-    on: the requests it is for; None: all that the fault can be done to. first_sector, sectors: only reads and writes that touch this
-    range of the device (sectors 0: all). after: so many of those pass first. times: it is done so often at most (0: no limit). errno:
-    what the caller is told; None: EIO for `error` and `short`, success for `lost`, `torn` and `misdirected`. bytes: how much of a short
-    request is done; None: some sectors, by the seed.
+    on: the requests it is for; None: all that the fault can be done to, for `flip` and with until_written reads alone. first_sector,
+    sectors: only reads and writes that touch this range of the device (sectors 0: all). after: so many of those pass first. times: it is
+    done so often at most (0: no limit). errno: what the caller is told; None: EIO for `error` and `short`, success for `lost`, `torn` and
+    `misdirected`. bytes: how much of a short request is done (None: some sectors, by the seed); into pieces of how much a write is torn
+    (None: sectors). until_written: a sector of the range that was written whole since is good again: with it an `error` on reads is a
+    latent one, and a `flip` is rot.
     """
 
     fault: Fault | str
@@ -83,6 +85,7 @@ class Rule(msgspec.Struct, frozen=True):
     delay_ms: int = 0
     bytes: int | None = None
     shift_sectors: int = 0
+    until_written: bool = False
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -217,7 +220,8 @@ class FaultyDevice(EngineDevice):
             kind, possible = _FAULTS[Fault(rule.fault)]
         except ValueError:
             raise UsageError(f"fault {rule.fault!r} is not known; the faults are {', '.join(Fault)}") from None
-        requests = possible if rule.on is None else (rule.on,) if isinstance(rule.on, str) else rule.on
+        default: tuple[Request, ...] = ("read",) if rule.until_written or rule.fault == Fault.FLIP else possible
+        requests = default if rule.on is None else (rule.on,) if isinstance(rule.on, str) else rule.on
         if not requests or set(requests) - set(possible):
             raise UsageError(f"fault {str(rule.fault)!r} can be done to {', '.join(possible)}, not to {rule.on!r}")
         fails = rule.fault in (Fault.ERROR, Fault.SHORT)
@@ -227,6 +231,7 @@ class FaultyDevice(EngineDevice):
             c.error = rule.errno if rule.errno is not None else _errno.EIO if fails else 0
             c.first_sector, c.sectors, c.after, c.times = rule.first_sector, rule.sectors, rule.after, rule.times
             c.probability, c.delay_ms, c.shift_sectors = rule.probability, rule.delay_ms, rule.shift_sectors
+            c.until_written = rule.until_written
             c.bytes = lib.RL_FAULT_SEEDED if rule.bytes is None else rule.bytes
         except OverflowError as error:
             raise UsageError(f"{rule}: {error}") from None
