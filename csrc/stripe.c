@@ -519,11 +519,12 @@ static int rect_gather(struct request *rq, struct workspace *w, const struct rec
             continue;
         if (!blocks[i])
             return rl_fail(ENOMEM, "rl_array_pwrite", -1, 0, "no memory");
-        struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, blocks[i], sector * RL_SECTOR, length);
-        if (device >= 0)
+        if (device >= 0) {
+            struct rl_io io = rl_device_io(a, (uint32_t)device, RL_OP_READ, blocks[i], sector * RL_SECTOR, length);
             rl_io_run(&io, 1);
-        if (device >= 0 && io.result == 0)
-            continue;
+            if (io.result == 0)
+                continue;
+        }
         if (!r->touched[i] || (device >= 0 && r->final[i] == blocks[i])) /* the read has spoilt it */
             return -EIO;
         if (!r->final[i])
