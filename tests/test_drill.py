@@ -55,7 +55,7 @@ def case(kind, member=1, seed=1, reach="within", shape="raid5"):
 # old data of the other one, and that is read from then on: neither the old nor the new one, and without an error.
 REFUSED_AND_GARBLED = [("raid4", 1, 0), ("raid5", 0, 7), ("raid6", 0, 2), ("rs", 5, 16)]
 # A read that meets a sector of a second copy which cannot be read is served by the first, and leaves it as it is (see the test below).
-READ_AND_NOT_MENDED = [("raid1", 1, 0), ("raid10", 1, 0)]
+READ_AND_NOT_MENDED = [("raid1", 1, 0), ("raid1x3", 1, 0), ("raid1x3", 2, 1), ("raid10", 1, 0)]
 KNOWN = [case("write-error", member, seed, "beyond", shape) for shape, member, seed in REFUSED_AND_GARBLED]
 KNOWN += [case("latent", member, seed, "within", shape) for shape, member, seed in READ_AND_NOT_MENDED]
 
