@@ -55,7 +55,9 @@ def case(kind, member=1, seed=1, reach="within", shape="raid5"):
 # could not be read was left as it was.
 GARBLED = [("raid4", 1, 0), ("raid5", 0, 7), ("raid6", 0, 2), ("rs", 5, 16)]
 FOUND = [case("write-error", member, seed, "beyond", shape) for shape, member, seed in GARBLED]
-FOUND += [case("latent", 1, 0, "within", shape) for shape in ("raid1", "raid10")]
+FOUND += [
+    case("latent", *place, "within", shape) for shape, *place in [("raid1", 1, 0), ("raid1x3", 1, 0), ("raid1x3", 2, 1), ("raid10", 1, 0)]
+]
 
 
 # ---- the matrix, short: every kind on every level; `make drill` is the long form ------------------------------------------

@@ -322,6 +322,8 @@ class Trial:
         if self.kind.member == "leaves":
             self.must_be_out("it was struck by a fault that no member survives")
         if self.case.kind == "latent":
+            self.inject()  # more of them: users' reads come before the check that mends the rest
+            self.read_all()
             self.check()
             self.lab.devices[self.member].handle.pread(self.layout.used, self.start)  # raises where a sector is still bad
         self.judge_stop()
