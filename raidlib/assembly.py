@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .engine import check, ffi, lib
+from .engine import Clock, check, ffi, lib
 from .errors import MixedArraysError, NotEnoughMembersError, RaidError, RefusedError, UnsupportedError, UsageError
 from .member import VERSIONS, Member, device_roles, read_bad_blocks, read_superblock, role_of, uuid_text
 from .model import MAX_SECTOR, SCHEMA, SECTOR, Level, MemberState, MemberStatus, Struct, layout_name
@@ -102,8 +102,8 @@ class Plan:
         """Those that take part, by slot, spares last: the engine's devices."""
         return sorted((c for c in self.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
 
-    def open(self, read_only: bool) -> Any:
-        """The engine's handle of the array, on the members that take part."""
+    def open(self, read_only: bool, clock: Clock | None = None) -> Any:
+        """The engine's handle of the array, on the members that take part. clock: the time that it goes by; None: the system's."""
         config, out = ffi.new("struct rl_array_config *"), ffi.new("rl_array **")
         used = self.used()
         devices = ffi.new("struct rl_device_config[]", len(used))
@@ -113,6 +113,8 @@ class Plan:
         if self.needs_force:
             config.flags |= lib.RL_ARRAY_FORCED
         config.device_count, config.devices = len(used), devices
+        if clock is not None:
+            config.clock_ns, config.wall_ns = clock.clock_ns, clock.wall_ns
         keep = [_fill(device, candidate) for device, candidate in zip(devices, used, strict=True)]
         check(lib.rl_array_open(config, out))
         del keep
