@@ -397,6 +397,11 @@ def _promote(plan: Plan) -> None:
     _refuse_features(plan)
 
 
+def _coming_in(c: Candidate, best: Any) -> bool:
+    """A spare that the last superblocks written give a slot, and that did not get its own of these: it is not a member that is missing."""
+    return c.state is MemberState.SPARE and c.sb.events + 1 >= best.events and best.dev_roles[c.sb.dev_number] < lib.RL_ROLE_MAX
+
+
 def _decide_start(plan: Plan, force: bool) -> None:
     sb, level = plan.freshest.sb, Level(plan.freshest.sb.level)
     if not _enough(plan, _in_sync(plan)) and force:
@@ -417,7 +422,7 @@ def _decide_start(plan: Plan, force: bool) -> None:
                 "reconstructed from it may be wrong; --force (force=True) opens it all the same"
             )
         plan.clean = True  # md's "force clean": there is nothing to resync from
-    rebuilding = sum(c.state is MemberState.REBUILDING for c in plan.candidates)
+    rebuilding = sum(c.state is MemberState.REBUILDING or _coming_in(c, sb) for c in plan.candidates)
     working = sum(role != "." for role in device_roles(sb))
     if len(present) + rebuilding < working and not force:
         plan.needs_run = True
