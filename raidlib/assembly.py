@@ -312,6 +312,8 @@ def _resolve_conflicts(plan: Plan) -> None:
     for c in plan.candidates:
         if c.state is MemberState.REPLACEMENT and c.slot not in mains:
             c.state = MemberState.REBUILDING  # with the original away it is all that the slot has
+        elif c.state is MemberState.REPLACEMENT and not plan.clean:
+            c.recovered = 0  # of a write that was open it may hold what the original does not, and a resync compares it with nobody
 
 
 def _refuse_features(plan: Plan) -> None:
