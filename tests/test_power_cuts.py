@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raidlib import assembly, errors, lab
@@ -55,7 +55,7 @@ def recorded(requests, events):
 class Disks:
     """All that devices with a write cache may do, step by step.
 
-    A configuration: for each block what is on the medium, what is in the cache and whether a flush waits for that; and the (request, block)
+    A configuration: for each block what is on the medium, what is in the cache and which flushes wait for that; and the (request, block)
     that are still on their way into the cache.
     """
 
@@ -63,7 +63,7 @@ class Disks:
         self.requests = requests
         places = list(itertools.product(range(MEMBERS), range(BLOCKS)))
         self.at = {place: index for index, place in enumerate(places)}
-        self.configurations = {(tuple((None, None, False) for _ in places), frozenset())}
+        self.configurations = {(tuple((None, None, frozenset()) for _ in places), frozenset())}
 
     def place(self, number, block):
         return self.at[self.requests[number][0], block]
@@ -85,7 +85,7 @@ class Disks:
                     following.append((following[-1][0], coming))
             for index, (_medium, cached, _due) in enumerate(cells):
                 if cached is not None:
-                    following.append(((*cells[:index], (cached, None, False), *cells[index + 1 :]), coming))
+                    following.append(((*cells[:index], (cached, None, frozenset()), *cells[index + 1 :]), coming))
             for new in following:
                 if new not in self.configurations:
                     self.configurations.add(new)
@@ -100,12 +100,18 @@ class Disks:
             self.configurations = {(cells, coming) for cells, coming in self.configurations if not any(n == number for n, _ in coming)}
         elif not blocks and what == "begin":
             self.configurations = {
-                (tuple((m, c, due or (c is not None and i in self.mine(number))) for i, (m, c, due) in enumerate(cells)), coming)
+                (
+                    tuple(
+                        (m, c, due | ({number} if c is not None and i in self.mine(number) else set()))
+                        for i, (m, c, due) in enumerate(cells)
+                    ),
+                    coming,
+                )
                 for cells, coming in self.configurations
             }
         elif not blocks and ok:  # what it waits for is on the medium
             self.configurations = {
-                (cells, coming) for cells, coming in self.configurations if not any(cells[i][2] for i in self.mine(number))
+                (cells, coming) for cells, coming in self.configurations if not any(number in cells[i][2] for i in self.mine(number))
             }
         self.let_time_pass()
 
@@ -117,8 +123,17 @@ def bytes_of(number, block):
     return bytes(UNIT) if number is None else content(number, block)
 
 
+def overlapping(*flush_ok):
+    """Two writes of one block that overlap in time, and flushes after both."""
+    requests = [(0, 0, 1, True), (0, 0, 1, True), *((0, 0, 0, ok) for ok in flush_ok)]
+    flushes = [(what, 2 + number) for number in range(len(flush_ok)) for what in ("begin", "end")]
+    return requests, [("begin", 0), ("begin", 1), ("end", 1), ("end", 0), *flushes]
+
+
 @settings(max_examples=300)
 @given(histories())
+@example(overlapping(True))
+@example(overlapping(False, True))
 def test_the_states_are_those_of_a_disk_with_a_cache(drawn):
     requests, events = drawn
     before = [MemoryDevice(BLOCKS * UNIT) for _ in range(MEMBERS)]
