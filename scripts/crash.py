@@ -18,7 +18,7 @@ def main() -> int:
     given = options.parse_args()
     pairs, tallies = [(level, policy) for level in lab.SHAPES for policy in lab.POLICIES], []
     print(HEAD, flush=True)
-    for t in lab.campaigns(pairs, given.states, given.processes, given.seed):
+    for t in lab.campaigns(pairs, given.states, given.processes, seed=given.seed):
         tallies.append(t)
         print(
             f"{t.level:>5} {t.policy:8}{t.words:>10}{t.moments:>10}{t.generated:>11}{t.distinct:>10}{t.nested:>9}"

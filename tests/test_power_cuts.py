@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raidlib import assembly, errors, lab
 from raidlib.lab import session, verdicts, workloads
-from raidlib.lab.campaign import _cuts, _members_at, _name, recovery_of
+from raidlib.lab.campaign import VIOLATIONS_MAX, _cuts, _members_at, _name, recovery_of
 from raidlib.lab.power import History, Medium, key_of, mark_of, power_cuts, state_at
 from raidlib.lab.workloads import PARITY_LEVELS, Run
 from raidlib.member import MemoryDevice
@@ -237,6 +237,17 @@ def test_one_seed_one_outcome():
     assert first.digest != other.digest
 
 
+def test_campaigns_in_processes_of_their_own():
+    tallies = {t.level: t for t in lab.campaigns([("5", "resync"), ("10", "resync")], 200, 2, seed=3, most=1)}
+    assert set(tallies) == {"5", "10"} and all(t.distinct >= 100 and not t.violations for t in tallies.values())
+    assert tallies["5"].digest == lab.campaign("5", states=100, most=1, seed=3).digest
+
+
+def test_a_level_that_is_not_known():
+    with pytest.raises(errors.UsageError, match="levels 1, 4, 5, 6, 10, rs"):
+        lab.campaign("7")
+
+
 def test_all_words():
     assert len(workloads.exhaustive()) == 1 + 9 + 81
     long = list(itertools.islice(workloads.sampled(1), 50))
@@ -301,6 +312,17 @@ def test_a_resync_that_is_not_done_is_found(level, monkeypatch):
     run = Run(level, "resync", 0, "l")
     monkeypatch.setattr(session.Session, "recover", lambda array: None)
     assert any("mismatches" in problem for problem in problems(run))
+
+
+def test_a_violation_has_a_name_that_finds_it_again(monkeypatch):
+    monkeypatch.setattr(session.Session, "recover", lambda array: None)
+    violations = lab.campaign("5", states=100, most=3).violations
+    assert len(violations) >= VIOLATIONS_MAX  # and ends there
+    for violation in violations[:5]:
+        assert lab.replay(violation.name).problem == violation.problem
+        assert violation.command == f"raidlib drill --replay {violation.name}"
+    monkeypatch.undo()
+    assert lab.replay(violations[0].name).problem == ""
 
 
 @pytest.mark.parametrize("level", lab.SHAPES)

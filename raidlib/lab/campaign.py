@@ -226,12 +226,15 @@ def campaign(
     return tally
 
 
-def campaigns(pairs: Iterable[tuple[str, str]], states: int, processes: int = 1, seed: int = 0) -> Iterator[Tally]:
+def campaigns(
+    pairs: Iterable[tuple[str, str]], states: int, processes: int = 1, *, seed: int = 0, most: int | None = None
+) -> Iterator[Tally]:
     """One campaign for each (level, policy), `states` in all, in processes of their own; as they end."""
     listed = list(pairs)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        tasks = [pool.submit(campaign, level, policy, states=-(-states // len(listed)), seed=seed) for level, policy in listed]
+        each = -(-states // len(listed))
+        tasks = [pool.submit(campaign, level, policy, states=each, seed=seed, most=most) for level, policy in listed]
         for task in concurrent.futures.as_completed(tasks):
             yield task.result()
 
