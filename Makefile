@@ -9,6 +9,7 @@
 #   make hang     a thousand runs with a member that hangs
 #   make stress   all at once on arrays of every level, under ThreadSanitizer, 10 minutes (STRESS_SECONDS=, SANITIZE=address,undefined, STRESS_ARGS="7 raid5-ls": seed, shape)
 #   make histories  10,000 histories of concurrent requests, judged (HISTORIES=, SANITIZE=, HISTORY_ARGS=)
+#   make crash    power cuts at every moment of thousands of workloads, each legal state judged: 500,000 of them (STATES=, PROCESSES=, SEED=)
 #   make sanitize the tests of the engine under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make kill     two hundred times each, the owner of a mount is killed under load (RUNS=)
 #   make full     two hundred runs on a full file system (as root)
@@ -26,7 +27,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test test-kernel test-kernel-full hang kill full drill stress histories sanitize demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang kill full crash drill stress histories sanitize demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -54,6 +55,10 @@ hang: packages-test
 kill: packages-test
 	@$(MAKE) built tools
 	@RAIDLIB_KILLS=$(or $(RUNS),200) $(BIN)/python -m pytest $(PYTEST_ARGS) -rP tests/test_killed.py
+
+crash: packages-build
+	@$(MAKE) built
+	@$(BIN)/python scripts/crash.py --states $(or $(STATES),500000) --processes $(or $(PROCESSES),$(shell nproc)) --seed $(or $(SEED),0)
 
 test-kernel test-kernel-full: packages-kernel
 	@$(MAKE) built tools

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .engine import check, ffi, lib
+from .engine import Clock, check, ffi, lib
 from .errors import MixedArraysError, NotEnoughMembersError, RaidError, RefusedError, UnsupportedError, UsageError
 from .member import VERSIONS, Member, device_roles, read_bad_blocks, read_superblock, role_of, uuid_text
 from .model import MAX_SECTOR, SCHEMA, SECTOR, Level, MemberState, MemberStatus, Struct, layout_name
@@ -102,8 +102,8 @@ class Plan:
         """Those that take part, by slot, spares last: the engine's devices."""
         return sorted((c for c in self.candidates if c.used), key=lambda c: (c.state is MemberState.SPARE, c.slot or 0))
 
-    def open(self, read_only: bool) -> Any:
-        """The engine's handle of the array, on the members that take part."""
+    def open(self, read_only: bool, clock: Clock | None = None) -> Any:
+        """The engine's handle of the array, on the members that take part. clock: the time that it goes by; None: the system's."""
         config, out = ffi.new("struct rl_array_config *"), ffi.new("rl_array **")
         used = self.used()
         devices = ffi.new("struct rl_device_config[]", len(used))
@@ -113,6 +113,8 @@ class Plan:
         if self.needs_force:
             config.flags |= lib.RL_ARRAY_FORCED
         config.device_count, config.devices = len(used), devices
+        if clock is not None:
+            config.clock_ns, config.wall_ns = clock.clock_ns, clock.wall_ns
         keep = [_fill(device, candidate) for device, candidate in zip(devices, used, strict=True)]
         check(lib.rl_array_open(config, out))
         del keep
@@ -310,6 +312,8 @@ def _resolve_conflicts(plan: Plan) -> None:
     for c in plan.candidates:
         if c.state is MemberState.REPLACEMENT and c.slot not in mains:
             c.state = MemberState.REBUILDING  # with the original away it is all that the slot has
+        elif c.state is MemberState.REPLACEMENT and not plan.clean:
+            c.recovered = 0  # of a write that was open it may hold what the original does not, and a resync compares it with nobody
 
 
 def _refuse_features(plan: Plan) -> None:
@@ -395,6 +399,11 @@ def _promote(plan: Plan) -> None:
     _refuse_features(plan)
 
 
+def _coming_in(c: Candidate, best: Any) -> bool:
+    """A spare that the last superblocks written give a slot, and that did not get its own of these: it is not a member that is missing."""
+    return c.state is MemberState.SPARE and c.sb.events + 1 >= best.events and best.dev_roles[c.sb.dev_number] < lib.RL_ROLE_MAX
+
+
 def _decide_start(plan: Plan, force: bool) -> None:
     sb, level = plan.freshest.sb, Level(plan.freshest.sb.level)
     if not _enough(plan, _in_sync(plan)) and force:
@@ -415,7 +424,7 @@ def _decide_start(plan: Plan, force: bool) -> None:
                 "reconstructed from it may be wrong; --force (force=True) opens it all the same"
             )
         plan.clean = True  # md's "force clean": there is nothing to resync from
-    rebuilding = sum(c.state is MemberState.REBUILDING for c in plan.candidates)
+    rebuilding = sum(c.state is MemberState.REBUILDING or _coming_in(c, sb) for c in plan.candidates)
     working = sum(role != "." for role in device_roles(sb))
     if len(present) + rebuilding < working and not force:
         plan.needs_run = True

@@ -15,7 +15,7 @@ from ._engine import ffi, lib
 from .errors import RaidError, UsageError, from_errno
 from .model import Event
 
-__all__ = ["BlockDevice", "MemberHandle", "buffer_of", "check", "event_of", "ffi", "last_error", "lib"]
+__all__ = ["BlockDevice", "Clock", "MemberHandle", "buffer_of", "check", "event_of", "ffi", "last_error", "lib"]
 
 
 @runtime_checkable
@@ -96,6 +96,31 @@ def _answer(call: Callable[[BlockDevice], object], context: Any) -> int:
     except Exception:
         return -errno.EIO
     return 0
+
+
+class Clock:
+    """A time that its owner gives, for arrays that are opened with it: it stands still until `advance`. It must outlive them.
+
+    on_read is called whenever an array asks for the time, from inside the engine: once or more in every slice of a job. It must not raise.
+    """
+
+    def __init__(self, wall_s: int) -> None:
+        self.now_ns = 0
+        self.on_read: Callable[[], object] = lambda: None
+        self._wall_ns = wall_s * 10**9
+        self.clock_ns = ffi.callback("uint64_t(void *)", self._clock)
+        self.wall_ns = ffi.callback("uint64_t(void *)", self._wall)
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass."""
+        self.now_ns += round(seconds * 1e9)
+
+    def _clock(self, _context: Any) -> int:
+        self.on_read()
+        return self.now_ns
+
+    def _wall(self, _context: Any) -> int:
+        return self._wall_ns + self.now_ns
 
 
 DEADLINE_S = 60.0  # for a request to a member that can hang, where nothing else was said

@@ -311,16 +311,17 @@ def read_superblock(member: Member) -> Any:
     Tries 1.0, 1.1, 1.2 in this order and takes the latest ctime, then 0.90 (md-format.md 1.1); raises NoSuperblockError with the reason.
     """
     best, complaint, sectors = None, "", member.size // SECTOR
+    block, sb = ffi.new("unsigned char[]", lib.RL_SB_BYTES), None
     for version in VERSIONS:
         at = lib.rl_superblock_sector(version, sectors)
         if at == MAX_SECTOR or at * SECTOR + lib.RL_SB_BYTES > member.size:
             continue
-        block = member.handle.pread(lib.RL_SB_BYTES, at * SECTOR)
-        sb = ffi.new("struct rl_superblock *")
-        result = lib.rl_superblock_decode(ffi.from_buffer(block), version, at, sectors, sb)
+        check(lib.rl_member_pread(member.handle.pointer, block, lib.RL_SB_BYTES, at * SECTOR, 0))
+        sb = ffi.new("struct rl_superblock *") if sb is None else sb
+        result = lib.rl_superblock_decode(block, version, at, sectors, sb)
         if result == 0:
             if best is None or (sb.ctime_s, sb.ctime_us) > (best.ctime_s, best.ctime_us):
-                best = sb
+                best, sb = sb, None
         elif result != -errno.ENOENT:
             code, text = -result, last_error()[2]
             if code == errno.EPROTONOSUPPORT:

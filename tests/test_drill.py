@@ -492,6 +492,11 @@ def test_json():
     assert one["held"] and one["outcome"]["case"] == str(case("gone"))
 
 
+def test_a_state_after_a_power_cut_is_replayed():
+    lines = run("--replay", "power:5:resync:0:s:21:4096:3").stdout.splitlines()
+    assert lines[0].endswith("as promised") and "  cut at 21" in lines
+
+
 def test_a_broken_promise_comes_with_its_replay(monkeypatch):
     monkeypatch.setattr(raidlib.Array, "repair", raidlib.Array.check)
     answer = run("--level", 6, "--seeds", 1, "--faults", "rot", "-j", 1, code=2)

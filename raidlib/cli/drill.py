@@ -123,7 +123,7 @@ def replay_one(outcome: Any, as_json: bool) -> int:
     else:
         planned, struck = render.count_of(outcome.injected, "fault"), render.count_of(outcome.hit, "request")
         click.echo(f"{outcome.case}: {planned} planned, {struck} struck: {outcome.outcome}")
-        for line in outcome.violations:
+        for line in [*outcome.story, *outcome.violations]:
             click.echo(f"  {line}")
     return verdict(bool(outcome.violations), outcome.hit == 0)
 

@@ -1,7 +1,7 @@
 """The drill: campaigns of cases on the production engine, run beside each other on all processors.
 
-A case is a string (`fault:…`), which says all that it depends on: what runs it here runs it in another process, and replays it tomorrow. A
-further campaign has a prefix of its own in CAMPAIGNS, and hands its cases to `collect`.
+A case is a string (`fault:…`, `power:…`), which says all that it depends on: what runs it here runs it in another process, and replays it
+tomorrow. A further campaign has a prefix of its own in CAMPAIGNS, and hands its cases to `collect`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import UsageError
-from . import faults, trial
+from . import crashes, faults, trial
 from .outcome import Outcome, Report, Task, report
 from .rig import Shape
+
+
+def _power(text: str) -> Outcome:
+    """One state after a power cut; `make crash` finds those that are broken."""
+    again = crashes.replay(text.partition(":")[2])
+    broken = [again.problem] if again.problem else []
+    said = "a promise is broken" if broken else "as promised"
+    return Outcome(case=text, fault="power cut", reach="within", injected=1, hit=1, outcome=said, violations=broken, story=again.story)
+
 
 # The first word of a case -> what runs it.
 CAMPAIGNS: dict[str, Callable[[str], Outcome]] = {
     faults.Case.PREFIX: lambda text: trial.run(faults.Case.parse(text)),
+    "power": _power,
 }
 
 TOGETHER = 16  # cases of one process that wait at the same time

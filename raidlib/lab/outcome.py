@@ -23,6 +23,7 @@ class Outcome(Struct, frozen=True):
     outcome: str
     violations: list[str] = []
     wrong_sectors: int = 0  # that were read wrong, where that was not excluded
+    story: list[str] = []  # what happened, for people
     slow: bool = False  # what was broken hangs on time: a machine under load can do that too
     seconds: float = 0.0
 
