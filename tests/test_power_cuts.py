@@ -248,6 +248,16 @@ def test_a_level_that_is_not_known():
         lab.campaign("7")
 
 
+def test_with_no_survivor_there_the_failed_know_best():
+    """Of three mirrors two had failed, and the third is lost: what the second held when it failed is read; no promise says otherwise."""
+    run = Run("1", "resync", 7, "xssxif")
+    outcome = lab.replay("1:resync:7:xssxif:40:4096:0").outcome
+    assert outcome.without == 0 and outcome.good_without == {1} and run.promise(40).out == {1, 2}
+    assert run.promise(40).broken(outcome.writes_without) and verdicts.broken(outcome, run.promise(40)) == ""
+    outcome.good = frozenset({0, 3})  # had there been another survivor
+    assert "came back as good" in verdicts.broken(outcome, run.promise(40))
+
+
 def test_all_words():
     assert len(workloads.exhaustive()) == 1 + 9 + 81
     long = list(itertools.islice(workloads.sampled(1), 50))

@@ -37,6 +37,7 @@ class Outcome:
     without: int | None = None  # the member, a good one, that was left out in a second restart
     refused_without: bool = False  # that one
     writes_without: bytes = b""
+    good_without: frozenset[int] = frozenset()
     forced: bytes = b""  # what --force gave where one of the two was refused
     problem: str = ""
 
@@ -240,6 +241,7 @@ def _restart_without(level: str, contents: Contents, devices: list[MemoryDevice]
     if _refused(level, plan):
         outcome.refused_without, outcome.forced = True, _by_force(contents, left, clock)
         return
+    outcome.good_without = frozenset(session.in_sync(plan, numbers).values())
     if plan.error is not None and not plan.needs_run:
         raise plan.error
     with Session(plan, numbers, clock) as array:
@@ -252,11 +254,16 @@ def broken(outcome: Outcome, promise: Promise) -> str:
     """What an outcome breaks of a promise; empty: nothing."""
     if outcome.problem:
         return outcome.problem
-    if back := promise.out & (outcome.good | outcome.beside):
+    back = promise.out & (outcome.good | outcome.beside)
+    left = outcome.good - promise.out - {outcome.without}
+    if left:  # with no survivor there, nobody knows better than those that had failed
+        back |= promise.out & outcome.good_without
+    if back:
         return f"member {min(back)} had failed before the cut, and came back as good"
     if outcome.refused and not promise.disturbed:
         return "refused as degraded, and no member had failed"
-    for how, writes in (("", outcome.writes), (f"without member {outcome.without} ", outcome.writes_without)):
+    without = b"" if promise.out & outcome.good_without else outcome.writes_without
+    for how, writes in (("", outcome.writes), (f"without member {outcome.without} ", without)):
         if writes and (wrong := promise.broken(writes)):
             return how + _words(wrong, writes)
     wrong = [sector for sector in promise.broken(outcome.forced) if not promise.in_doubt[sector]] if outcome.forced else []
