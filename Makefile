@@ -14,6 +14,7 @@
 #   make kill     two hundred times each, the owner of a mount is killed under load (RUNS=)
 #   make full     two hundred runs on a full file system (as root)
 #   make drill    every fault on every member, all levels, 20 seeds, judged: minutes (SEEDS=, DRILL_ARGS="--faults gone,latent")
+#   make mutants  the engine broken on purpose, one place at a time: do the tests notice? Hours (MUTANTS="--only named")
 #   make wheel    a wheel for every Python from 3.11 on, in dist/
 #   make bench    the benchmarks                       make clean    away with all that was made
 #
@@ -27,7 +28,7 @@ C_FILES := $(wildcard csrc/*.[ch] fuse_mount/*.[ch] tests/c/*.[ch])
 PY_FILES := setup.py csrc fuse_mount raidlib tests $(wildcard bench scripts/*.py)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py fuse_mount/*.[ch] fuse_mount/*.py)
 
-.PHONY: build test test-kernel test-kernel-full hang kill full crash drill stress histories sanitize demo lint format wheel bench clean packages-% made built tools
+.PHONY: build test test-kernel test-kernel-full hang kill full crash drill mutants stress histories sanitize demo lint format wheel bench clean packages-% made built tools
 build: packages-build
 	@$(MAKE) built
 
@@ -59,6 +60,10 @@ kill: packages-test
 crash: packages-build
 	@$(MAKE) built
 	@$(BIN)/python scripts/crash.py --states $(or $(STATES),500000) --processes $(or $(PROCESSES),$(shell nproc)) --seed $(or $(SEED),0)
+
+mutants: packages-test
+	@$(MAKE) built tools
+	@$(BIN)/python scripts/mutants.py $(MUTANTS)
 
 test-kernel test-kernel-full: packages-kernel
 	@$(MAKE) built tools
