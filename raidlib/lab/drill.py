@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 from ..errors import UsageError
 from . import crashes, faults, trial
@@ -35,6 +36,7 @@ CAMPAIGNS: dict[str, Callable[[str], Outcome]] = {
     "power": _power,
 }
 
+CRASHED = "CRASHED"
 TOGETHER = 16  # cases of one process that wait at the same time
 BATCH = 25  # cases that a process is given at once
 
@@ -81,22 +83,77 @@ def _batches(tasks: Sequence[Task]) -> list[list[Task]]:
     return found
 
 
-def _outcomes(batches: Sequence[list[Task]], jobs: int) -> Iterator[list[Outcome]]:
+def _outcomes(batches: list[list[Task]], jobs: int) -> Iterator[list[Outcome]]:
     if jobs == 1:
         yield from map(_run_batch, batches)
         return
     with tempfile.TemporaryDirectory(prefix="raidlib-drill-") as folder:  # the arrays of a drill are nobody else's
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(folder,))
+        left = list(batches)
+        while left:
+            pool = _pool(jobs, folder)
+            try:
+                under_way = {pool.submit(_run_batch, batch): batch for batch in left}
+                for done in concurrent.futures.as_completed(under_way):
+                    result = done.result()
+                    left.remove(under_way[done])
+                    yield result
+            except BrokenProcessPool:
+                suspects = _take_notes(folder)
+                yield _run_suspects(suspects, folder)
+                left = [rest for batch in left if (rest := [task for task in batch if task.case not in suspects])]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _pool(jobs: int, folder: str) -> concurrent.futures.ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(folder,))
+
+
+def _run_suspects(suspects: list[str], folder: str) -> list[Outcome]:
+    """The cases that were under way when a process died, each in a process of its own. A crash is the worst of all outcomes."""
+    found = []
+    for case in suspects:
+        pool = _pool(1, folder)
         try:
-            for done in concurrent.futures.as_completed([pool.submit(_run_batch, batch) for batch in batches]):
-                yield done.result()
+            found.append(pool.submit(replay, case).result())
+        except BrokenProcessPool:
+            found.append(_crashed(case, "the process that ran it crashed"))
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
+    if not any(outcome.outcome == CRASHED for outcome in found):
+        others = f"this one or one of {len(suspects)} others" if len(suspects) > 1 else "this one"
+        found[0] = _crashed(suspects[0], f"a process crashed while {others} ran; alone none of them crashed again")
+    return found
+
+
+def _crashed(case: str, words: str) -> Outcome:
+    parts = case.split(":")
+    fault, reach = (parts[2], parts[3]) if len(parts) > 3 else (parts[0], "")
+    return Outcome(case=case, fault=fault, reach=reach, injected=0, hit=0, outcome=CRASHED, violations=[words])
+
+
+_notes = ""  # in a process of the drill: the folder where it says which cases are under way
+
+
+def _take_notes(folder: str) -> list[str]:
+    """Which cases were under way in processes that died; their notes go."""
+    found = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.startswith("case-"):
+            with open(path) as file:
+                found.append(file.read())
+            os.unlink(path)
+    if not found:
+        raise UsageError("processes of the drill end before they run anything: does the main module start one when it is imported?")
+    return found
 
 
 def _begin(folder: str) -> None:
     """A process of the drill: interrupted by its parent alone, ends with it, and has a run-time folder of its own."""
+    global _notes
+    _notes = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["RAIDLIB_RUNTIME_DIR"] = folder
@@ -109,8 +166,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _run_noted(task: Task) -> Outcome:
+    if not _notes:
+        return replay(task.case)
+    path = os.path.join(_notes, f"case-{os.getpid()}-{threading.get_ident()}")
+    with open(path, "w") as file:
+        file.write(task.case)
+    outcome = replay(task.case)
+    os.unlink(path)
+    return outcome
+
+
 def _run_batch(batch: list[Task]) -> list[Outcome]:
     if not batch[0].waits:
-        return [replay(task.case) for task in batch]
+        return list(map(_run_noted, batch))
     with concurrent.futures.ThreadPoolExecutor(len(batch)) as threads:
-        return list(threads.map(lambda task: replay(task.case), batch))
+        return list(threads.map(_run_noted, batch))

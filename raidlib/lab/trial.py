@@ -431,6 +431,12 @@ class Trial:
             self.outcome += ", and the next start refuses"
             return
         self.read_all()
+        self.lab.settle()
+        self.read_all()
+        if self.array.status().resync_offset is None:
+            job = self.job("check", self.array.check)
+            if job is not None and (found := job.status().mismatch_count):
+                self.broken(f"after the resync of the next start {found} sectors do not agree", content=True)
 
     # -- judgement: silent faults
 
