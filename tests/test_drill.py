@@ -501,7 +501,7 @@ def run(*words, code=0):
     return answer
 
 
-QUICK = ("--seeds", 1, "--faults", "latent,gone,rot", "--jobs", 1)
+QUICK = ("--seeds", 1, "--faults", "flush-error,gone,rot", "--jobs", 1)
 
 
 def test_the_table_and_its_last_line():
@@ -509,7 +509,7 @@ def test_the_table_and_its_last_line():
     assert lines[0] == "raid6 of 5: 25 trials"
     assert lines[1].split() == ["Fault", "Redundancy", "Injected", "Hit", "Outcome"]
     assert [line.split()[:2] for line in lines[2:7]] == [
-        ["latent", "within"], ["latent", "beyond"], ["gone", "within"], ["gone", "beyond"], ["rot", "within"],
+        ["flush-error", "within"], ["flush-error", "beyond"], ["gone", "within"], ["gone", "beyond"], ["rot", "within"],
     ]  # fmt: skip
     assert "5 served, the member taken back" in lines[4] and "5 explicit errors" in lines[5]
     assert lines[-1].startswith("All promises were kept in 25 trials: nothing that raid6 of 5 must hold was lost")
