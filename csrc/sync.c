@@ -228,17 +228,19 @@ static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t s
 /* One page of a stripe whose parity does not agree. With two parities or more the code names the block that lies, if one block alone explains it: that is rewritten.
  * Else the data stay as they are and parity is computed from them (and always in a resync, where it is what a crash left undone). */
 static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, struct workspace *w, uint64_t at, uint64_t length,
-                     uint64_t sector, bool all_parity, bool whole)
+                     uint64_t sector, const uint8_t *want, bool whole)
 {
     rl_array *a = s->a;
     const void *stored[RL_PARITY_MAX], *computed[RL_PARITY_MAX];
     void *blocks[RL_VECTOR_MAX];
     int liar = -2, rc = 0;
+    bool all_parity = whole;
     /* with data lost, it cannot be told which parity lies: a repair leaves the evidence, a resync has to go by the first */
     bool mend = s->kind == RL_SYNC_RESYNC || (s->kind == RL_SYNC_REPAIR && whole);
     for (unsigned p = 0; p < st->np; p++) {
-        stored[p] = (char *)w->block[st->nd + p] + at;
-        computed[p] = (char *)w->fresh[p] + at;
+        stored[p] = want[st->nd + p] ? (char *)w->block[st->nd + p] + at : NULL;
+        computed[p] = want[st->nd + p] ? (char *)w->fresh[p] + at : NULL;
+        all_parity &= want[st->nd + p];
     }
     if (st->np >= 2 && all_parity && s->kind != RL_SYNC_RESYNC)
         liar = rl_code_locate(st->nd, st->np, length, stored, computed);
@@ -251,8 +253,8 @@ static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, st
         rc = rl_code_recover(a->kernel, st->nd, st->np, length, blocks, 1, &lost);
         rc = rc ? rc : write_block(rq, (uint32_t)st->slot_of[liar], blocks[liar], sector, length, true);
     } else if (mend) {
-        for (unsigned p = 0; rc == 0 && p < st->np; p++)
-            rc = write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length, whole);
+        for (unsigned p = 0; rc == 0 && p < st->np; p++) /* one that is bad was not computed, and stays so */
+            rc = want[st->nd + p] ? write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length, whole) : 0;
     }
     note_mismatch(s, sector, length / RL_SECTOR, liar >= 0 ? st->slot_of[liar] : -1, mend && rc == 0);
     return rl_is_space_error(rc) ? rc : 0;
@@ -278,13 +280,12 @@ static int compare_stripe(rl_sync *s, struct request *rq, struct workspace *w, c
     uint64_t sector = st->number * a->g.chunk_sectors + low, length = sectors * RL_SECTOR;
     uint8_t want[RL_VECTOR_MAX];
     void *blocks[RL_VECTOR_MAX] = {0};
-    bool all_parity = true, whole = true;
+    bool whole = true;
     if (!comparable(a, st, sector, sectors, want, &whole))
         return 0;
     int rc = rl_stripe_fetch(rq, st, w, low * RL_SECTOR, length, 0, want, RL_IO_DEVICE);
     for (unsigned i = 0; rc == 0 && i < st->nd + st->np; i++) {
         blocks[i] = i >= st->nd && want[i] ? rl_workspace_block(w, &w->fresh[i - st->nd]) : want[i] ? w->block[i] : NULL;
-        all_parity &= i < st->nd || want[i];
         if (want[i] && !blocks[i])
             rc = rl_fail(ENOMEM, CALL, -1, 0, "no memory");
     }
@@ -297,7 +298,7 @@ static int compare_stripe(rl_sync *s, struct request *rq, struct workspace *w, c
         for (unsigned p = 0; p < st->np; p++)
             differs |= want[st->nd + p] && memcmp((char *)w->fresh[p] + at, (char *)w->block[st->nd + p] + at, step) != 0;
         if (differs)
-            rc = mend_page(s, rq, st, w, at, step, sector + at / RL_SECTOR, all_parity && whole, whole);
+            rc = mend_page(s, rq, st, w, at, step, sector + at / RL_SECTOR, want, whole);
     }
     return rc;
 }

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import time
