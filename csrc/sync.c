@@ -200,6 +200,12 @@ static void keep_pace(rl_sync *s, uint64_t slice_ns, uint64_t since_start_sector
 
 /* ---- resync, check, repair ---------------------------------------------------------------------------------------- */
 
+/* Of two results the one to go on with: want of space, which ends the job, before what has been dealt with. */
+static int graver(int first, int second)
+{
+    return first == 0 || rl_is_space_error(second) ? second : first;
+}
+
 /* may_mark: the content can be had without this block, so that it may be bad. */
 static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t sector, uint64_t length, bool may_mark)
 {
@@ -220,7 +226,7 @@ static int write_block(struct request *rq, uint32_t slot, void *data, uint64_t s
             rl_note_full(a, (int32_t)io[j].device);
         else
             rl_request_failed(rq, io[j].device, result);
-        rc = rc ? rc : result;
+        rc = graver(rc, result);
     }
     return rc;
 }
@@ -253,8 +259,11 @@ static int mend_page(rl_sync *s, struct request *rq, const struct stripe *st, st
         rc = rl_code_recover(a->kernel, st->nd, st->np, length, blocks, 1, &lost);
         rc = rc ? rc : write_block(rq, (uint32_t)st->slot_of[liar], blocks[liar], sector, length, true);
     } else if (mend) {
-        for (unsigned p = 0; rc == 0 && p < st->np; p++) /* one that is bad was not computed, and stays so */
-            rc = want[st->nd + p] ? write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length, whole) : 0;
+        for (unsigned p = 0; p < st->np;
+             p++) { /* one that is bad was not computed, and stays so; that one cannot be written is no reason to leave the next */
+            if (want[st->nd + p])
+                rc = graver(rc, write_block(rq, (uint32_t)st->slot_of[st->nd + p], (char *)w->fresh[p] + at, sector, length, whole));
+        }
     }
     note_mismatch(s, sector, length / RL_SECTOR, liar >= 0 ? st->slot_of[liar] : -1, mend && rc == 0);
     return rl_is_space_error(rc) ? rc : 0;
@@ -378,7 +387,7 @@ static int compare_copies(rl_sync *s, struct request *rq, struct workspace *w, u
             int written = s->kind == RL_SYNC_CHECK
                               ? 0
                               : write_block(rq, there[i].slot, (char *)w->block[good] + at, there[i].sector + at / RL_SECTOR, step, true);
-            rc = rc ? rc : written;
+            rc = graver(rc, written);
         }
         if (differ)
             note_mismatch(s, from + at / RL_SECTOR, step / RL_SECTOR, differ == 1 && 2 * votes > n ? (int32_t)there[last].slot : -1,

@@ -56,6 +56,7 @@ def case(kind, member=1, seed=1, reach="within", shape="raid5"):
 # could not be read was left as it was.
 GARBLED = [("raid4", 1, 0), ("raid5", 0, 7), ("raid6", 0, 2), ("rs", 5, 16)]
 FOUND = [case("write-error", member, seed, "beyond", shape) for shape, member, seed in GARBLED]
+FOUND += [case("torn-write", 0, 0, "beyond", "raid6")]  # a resync that could not write P left Q as it was, and counted as done
 FOUND += [
     case("latent", *place, "within", shape) for shape, *place in [("raid1", 1, 0), ("raid1x3", 1, 0), ("raid1x3", 2, 1), ("raid10", 1, 0)]
 ]
