@@ -94,8 +94,9 @@ class Fio:
         self.process = subprocess.Popen([*self.command(), "--do_verify=0", f"--output={self.told}"], cwd=scratch, stderr=subprocess.DEVNULL)
 
     def command(self):
-        how = "--name=job --rw=randwrite --bs=4k --ioengine=psync --direct=1 --sync=dsync --verify=crc32c --verify_fatal=1 --fallocate=none"
-        return ["fio", *how.split(), "--output-format=json", f"--filename={self.file}", f"--size={self.SIZE}", f"--randseed={self.seed}"]
+        how = "--name=job --rw=randwrite --bs=4k --ioengine=psync --direct=1 --sync=dsync --verify=crc32c --verify_fatal=1"
+        more = "--verify_state_save=0 --fallocate=none --output-format=json"
+        return ["fio", *how.split(), *more.split(), f"--filename={self.file}", f"--size={self.SIZE}", f"--randseed={self.seed}"]
 
     def ready(self):
         return self.file.name == "volume" or self.file.stat().st_blocks > 100
