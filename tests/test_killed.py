@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from test_mount import MIB, each_driver, fsck, make, missing, place, run_folder, wait_for  # noqa: F401  (fixtures)
@@ -99,7 +100,11 @@ class Fio:
         return ["fio", *how.split(), *more.split(), f"--filename={self.file}", f"--size={self.SIZE}", f"--randseed={self.seed}"]
 
     def ready(self):
-        return self.file.name == "volume" or self.file.stat().st_blocks > 100
+        pid, written = self.process.pid, 0
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # its job
+            with contextlib.suppress(FileNotFoundError):
+                written += int(Path(f"/proc/{child}/io").read_text().split("wchar: ")[1].split()[0])
+        return written > 50 * 4096
 
     def end(self):
         """The dead mount makes it stop."""
@@ -191,7 +196,6 @@ def test_killed_volume_under_load(tmp_path, place, run_folder, number):  # noqa:
     tank = make(tmp_path / "tank", level=level, devices=devices, size="96M", mkfs=False)
     info = mount.mount(tank, place, fs="none")
     load = Fio(place / "volume", tmp_path, dice)
-    time.sleep(0.8)  # fio is at it
     loaded([load], dice)
     kill(info)
     load.end()
