@@ -120,14 +120,16 @@ static void doubt(rl_array *a, uint32_t device)
     struct device *d = a->devices[device];
     pthread_mutex_lock(&a->doubt_lock);
     if (!atomic_load(&d->doubted) && rl_enough_without(a, (int32_t)device)) {
+        atomic_fetch_add(&a->doubted,
+                         1); /* first: whoever finds none counted reads the device, and acknowledges a write that did without it */
         atomic_store(&d->doubted, true);
-        atomic_fetch_add(&a->doubted, 1);
     }
     pthread_mutex_unlock(&a->doubt_lock);
 }
 
 static void doubt_no_more(rl_array *a, struct device *d)
 {
+    /* and here last */
     if (atomic_exchange(&d->doubted, false))
         atomic_fetch_sub(&a->doubted, 1);
 }
