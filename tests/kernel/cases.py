@@ -478,6 +478,7 @@ array = raidlib.open(sys.argv[2:])
 data = open(sys.argv[1], "rb").read()
 array.pwrite(data, 0)
 array.flush()
+array.pwrite(data[:512], 0)  # on a slow machine it has gone clean meanwhile
 os._exit(0)
 """
 
