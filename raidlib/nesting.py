@@ -45,7 +45,8 @@ class _Node:
 
 
 def _uuid(member: Member) -> str:
-    return uuid_text(bytes(ffi.buffer(read_superblock(member).set_uuid)))
+    sb = read_superblock(member)  # it has to outlive what points into it
+    return uuid_text(bytes(ffi.buffer(sb.set_uuid)))
 
 
 def content_uuid(array: Array) -> str:
