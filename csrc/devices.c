@@ -114,14 +114,14 @@ void rl_count_uneven(rl_array *a)
     atomic_store(&a->uneven, uneven);
 }
 
-/* I11 */
+/* I11. A device that is doubted is always counted: whoever finds none counted reads any, and acknowledges a write without asking which it did without. So the count goes up
+ * before the mark is set, and down after it is taken away. */
 static void doubt(rl_array *a, uint32_t device)
 {
     struct device *d = a->devices[device];
     pthread_mutex_lock(&a->doubt_lock);
     if (!atomic_load(&d->doubted) && rl_enough_without(a, (int32_t)device)) {
-        atomic_fetch_add(&a->doubted,
-                         1); /* first: whoever finds none counted reads the device, and acknowledges a write that did without it */
+        atomic_fetch_add(&a->doubted, 1);
         atomic_store(&d->doubted, true);
     }
     pthread_mutex_unlock(&a->doubt_lock);
@@ -129,7 +129,6 @@ static void doubt(rl_array *a, uint32_t device)
 
 static void doubt_no_more(rl_array *a, struct device *d)
 {
-    /* and here last */
     if (atomic_exchange(&d->doubted, false))
         atomic_fetch_sub(&a->doubted, 1);
 }

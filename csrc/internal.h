@@ -238,7 +238,7 @@ void rl_workspace_put(rl_array *a, struct workspace *w);
 void *rl_workspace_block(struct workspace *w, void **block);
 void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, const char *text);
 
-/* io.c: a device (or -1) had no space for a write */
+/* io.c: a device had no space for a write */
 void rl_note_full(rl_array *a, int32_t device);
 /* rl_array_pread, and how: RL_IO_* */
 int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags);
