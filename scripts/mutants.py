@@ -131,15 +131,14 @@ def walk(node: tree_sitter.Node) -> Iterator[tree_sitter.Node]:
         yield from walk(child)
 
 
+def called(node: tree_sitter.Node) -> str:
+    """The name of the function that is called; empty: it is no call."""
+    return node.child_by_field_name("function").text.decode() if node.type == "call_expression" else ""
+
+
 def watched(node: tree_sitter.Node) -> bool:
     """Whether there is something in it that makes durable, waits, or says so."""
-    text = node.text.decode()
-    if STATE.search(text):
-        return True
-    return (
-        any(part.type == "call_expression" and WATCHED.match(part.child_by_field_name("function").text.decode()) for part in walk(node))
-        or FLUSH_IO in node.text
-    )
+    return bool(STATE.search(node.text.decode())) or FLUSH_IO in node.text or any(WATCHED.match(called(part)) for part in walk(node))
 
 
 def words(node: tree_sitter.Node) -> str:
@@ -151,9 +150,7 @@ def deletions(body: tree_sitter.Node) -> Iterator[tuple[str, int, int, str]]:
     """Each watched call that is a statement goes; one whose result is used succeeds without having been made."""
     flushes = FLUSH_IO in body.text
     for node in walk(body):
-        if node.type != "call_expression":
-            continue
-        name = node.child_by_field_name("function").text.decode()
+        name = called(node)
         store = name == "atomic_store" and STATE.search(node.text.decode())
         if not WATCHED.match(name) and not store and not (flushes and name == "rl_io_run"):
             continue
