@@ -152,6 +152,7 @@ static void release(rl_array *a)
         free(d);
     }
     free_pool(a);
+    rl_bitmap_free(a);
     for (unsigned i = 0; i < RL_STRIPE_LOCKS; i++)
         pthread_mutex_destroy(&a->stripe_lock[i]);
     pthread_mutex_destroy(&a->admin);
@@ -256,6 +257,7 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out)
     for (uint32_t i = 0; rc == 0 && i < config->device_count; i++)
         rc = rl_device_take(a, &config->devices[i], i);
     rc = rc ? rc : finish_open(a);
+    rc = rc ? rc : rl_bitmap_open(a);
     if (rc) {
         release(a);
         return rc;
@@ -280,6 +282,8 @@ int rl_array_close(rl_array *a)
     if (!(a->flags & RL_ARRAY_READ_ONLY)) {
         pthread_rwlock_wrlock(&a->config);
         rc = rl_metadata_set_clean(a);
+        if (rc == 0)
+            rl_bitmap_close(a);
         pthread_rwlock_unlock(&a->config);
     }
     release(a);
@@ -378,7 +382,8 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
                                          .read_errors = atomic_load(&d->read_errors),
                                          .corrected_reads = atomic_load(&d->corrected_reads),
                                          .write_errors = atomic_load(&d->write_errors),
-                                         .bad_block_count = atomic_load(&d->bad_count)};
+                                         .bad_block_count = atomic_load(&d->bad_count),
+                                         .by_bitmap = d->by_bitmap};
         memcpy(out->reason, d->reason, sizeof out->reason);
     }
     pthread_rwlock_unlock(&a->config);

@@ -28,6 +28,38 @@ bool rl_recovery_start(rl_array *a, uint64_t *sector)
     return any;
 }
 
+/* How much from there on every target that has come so far holds already. config lock held, either way. */
+static uint64_t skippable(const rl_array *a, uint64_t sector, uint64_t total)
+{
+    uint64_t run = total - sector;
+    bool any = false;
+    for (uint32_t i = 0; run && i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        if (!is_target(d) || atomic_load(&d->recovered) != sector)
+            continue;
+        any = true;
+        run = d->by_bitmap ? rl_bitmap_clear_run(a, (uint32_t)d->slot, sector, run) : 0;
+    }
+    return any ? run : 0;
+}
+
+uint64_t rl_recovery_skip(rl_array *a, uint64_t sector, uint64_t total)
+{
+    pthread_rwlock_rdlock(&a->config);
+    uint64_t run = skippable(a, sector, total);
+    pthread_rwlock_unlock(&a->config);
+    if (run == 0)
+        return 0;
+    pthread_rwlock_wrlock(&a->config); /* a write that is under way may be about to mark it, and has seen where the targets are */
+    run = skippable(a, sector, total);
+    for (uint32_t i = 0; run && i < a->device_count; i++) {
+        if (is_target(a->devices[i]) && atomic_load(&a->devices[i]->recovered) == sector)
+            atomic_store(&a->devices[i]->recovered, sector + run);
+    }
+    pthread_rwlock_unlock(&a->config);
+    return run;
+}
+
 static int write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
 {
     for (unsigned j = 0; j < count; j++) {
@@ -215,6 +247,7 @@ int rl_recovery_finish(rl_array *a, uint64_t total)
             continue;
         }
         d->state = RL_DEVICE_IN_SYNC;
+        d->by_bitmap = false;
         atomic_store(&d->recovered, RL_MAX_SECTOR);
         rl_count_uneven(a);
         rl_event_post(a, RL_EVENT_SPARE_ACTIVE, (int32_t)i, 0, "rebuilt and in sync");
