@@ -132,7 +132,7 @@ class Session:
         sectors = device.size // SECTOR
         at = lib.rl_superblock_sector(sb.version, sectors)
         sb.devflags = sb.corrected_reads = 0
-        creation.prepare_device(sb, sb.data_offset, at, sectors - sb.data_offset, sb.size_sectors)
+        creation.prepare_device(sb, at, sectors - sb.data_offset)
         ffi.memmove(sb.device_uuid, device_uuid(number, turn), 16)
         index = ffi.new("uint32_t *")
         check(lib.rl_array_add(self.handle, device.handle.pointer, sb, index))
