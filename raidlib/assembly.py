@@ -160,6 +160,7 @@ def member_statuses(candidates: Iterable[Candidate], raid_disks: int) -> list[Me
             recovered=c.recovered * SECTOR if c.state in (MemberState.REBUILDING, MemberState.REPLACEMENT) else None,
             bad_blocks=len(c.bad_blocks),
             reason=c.reason,
+            by_bitmap=c.by_bitmap,
             array=c.member.array.status() if c.member.array is not None else None,
         )
         for c in candidates
