@@ -410,21 +410,20 @@ void rl_bitmap_resync_passed(rl_array *a, uint64_t sector)
     atomic_fetch_and(&b->words[sector / b->region_sectors], (uint16_t)~RL_REGION_SYNCING);
 }
 
-/* How much from there on, at most so much, is marked nowhere. Config exclusive: nobody writes. */
-uint64_t rl_bitmap_clear_run(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors)
+/* How much from there on, at most so much, is marked, or (as *marked says) is not. Where config is held exclusively nobody is about to mark it. */
+uint64_t rl_bitmap_run(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors, bool *marked)
 {
     struct bitmap *b = a->bitmap;
     uint64_t done = 0;
-    for (unsigned steps = 0; b && done < sectors && steps < SKIP_STEPS; steps++) {
+    for (unsigned steps = 0; done < sectors && steps < SKIP_STEPS; steps++) {
         uint64_t from = sector + done, run = sectors - done;
-        if (a->g.level == 10 && rl_geometry_inverse(&a->g, slot, sector + done, &from, &run)) {
-            done = sectors; /* the unused tail of the member */
+        bool tail = a->g.level == 10 && rl_geometry_inverse(&a->g, slot, sector + done, &from, &run); /* nothing is kept there */
+        bool set = !tail && atomic_load(&b->words[from / b->region_sectors]) & RL_REGION_SET;
+        run = rl_min(run, tail ? sectors - done : (from / b->region_sectors + 1) * b->region_sectors - from);
+        if (done && set != *marked)
             break;
-        }
-        run = rl_min(rl_min(run, sectors - done), (from / b->region_sectors + 1) * b->region_sectors - from);
-        if (atomic_load(&b->words[from / b->region_sectors]) & RL_REGION_SET)
-            break;
-        done += run;
+        *marked = set;
+        done = rl_min(sectors, done + run);
     }
     return done;
 }

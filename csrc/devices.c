@@ -450,8 +450,6 @@ int rl_device_join(rl_array *a, const struct rl_device_config *c, uint32_t *devi
     }
     d->written_events = a->sb.events; /* a commit gives it its first */
     *device = index;
-    if (d->slot >= 0 && a->bitmap)
-        atomic_store(&a->bitmap_due, true); /* B5 */
     rl_count_uneven(a);
     rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, c->member->name);
     rc = rl_metadata_commit(a);
@@ -525,9 +523,7 @@ static int give_role(rl_array *a, uint32_t device, uint32_t slot, uint32_t state
     *(state == RL_DEVICE_REPLACEMENT ? &a->replacement[slot] : &a->slot_device[slot]) = (int32_t)device;
     d->slot = (int32_t)slot;
     d->state = state;
-    d->by_bitmap = d->bitmap_whole = false;
-    if (a->bitmap)
-        atomic_store(&a->bitmap_due, true); /* B5 */
+    atomic_store(&a->bitmap_due, a->bitmap != NULL); /* B5: until the commit succeeds, which may be a later one */
     atomic_store(&d->recovered, 0);
     d->durable = 0;
     rl_count_uneven(a);

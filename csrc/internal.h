@@ -281,8 +281,8 @@ struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *
 
 /* recover.c: the steps of a recovery. Where it must go on: the lowest point that a target has reached (false: there is no target). No config lock held. */
 bool rl_recovery_start(rl_array *a, uint64_t *sector);
-/* Passes over what no target lacks, by the bitmap. How many sectors. No config lock held. */
-uint64_t rl_recovery_skip(rl_array *a, uint64_t sector, uint64_t total);
+/* Passes over what no target lacks, by the bitmap: how many sectors; if none, *end says how far they lack something. No config lock held. */
+uint64_t rl_recovery_skip(rl_array *a, uint64_t sector, uint64_t total, uint64_t *end);
 /* One slice from `sector` on, at most to `total`; *sectors: how much. config shared */
 int rl_recover_slice(struct request *rq, struct workspace *w, uint64_t sector, uint64_t total, uint64_t *sectors);
 /* Targets that are complete take their place; an original that was replaced is out. No config lock held. */
@@ -330,8 +330,8 @@ void rl_set_resync_back(rl_array *a, uint64_t sector, uint64_t sectors);
 uint64_t rl_bitmap_resync_next(rl_array *a, uint64_t sector, uint64_t total, uint64_t *end);
 /* The resync is done with the region of that sector: it agrees now. */
 void rl_bitmap_resync_passed(rl_array *a, uint64_t sector);
-/* config exclusive: how much of a slot's device, from that member sector on and at most so much, is not marked */
-uint64_t rl_bitmap_clear_run(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors);
+/* There is a bitmap: how much of a slot's device, from that member sector on and at most so much, is alike: marked, or not. config */
+uint64_t rl_bitmap_run(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors, bool *marked);
 /* B4, config exclusive: head, and where they may be wanting bits, onto a device in a slot. 0 or the device's -errno. */
 int rl_bitmap_write_to(rl_array *a, uint32_t device);
 int rl_bitmap_service(rl_array *a); /* ms until the next sweep */

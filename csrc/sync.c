@@ -33,7 +33,7 @@ struct rl_sync {
     struct rl_mismatch *found; /* lock */
     unsigned found_count;      /* lock */
     uint64_t users_seen, checkpoint_at, checkpoint_ns; /* the running thread's */
-    uint64_t end; /* of what the next slice may reach: of the bitmap's region; the running thread's */
+    uint64_t end; /* of what the next slice may reach: the bitmap says the same of it; the running thread's */
 };
 
 /* ---- life --------------------------------------------------------------------------------------------------------- */
@@ -552,8 +552,7 @@ static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_
     rl_array *a = s->a;
     struct request rq = {.a = a};
     pthread_rwlock_rdlock(&a->config);
-    int rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, atomic_load(&s->total), step)
-                                        : compare_slice(s, &rq, w, position, step);
+    int rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, s->end, step) : compare_slice(s, &rq, w, position, step);
     if (rc == -EIO) /* what nobody had may be with a member that somebody else has just found failed */
         rl_request_doubted(&rq);
     pthread_rwlock_unlock(&a->config);
@@ -572,7 +571,7 @@ static uint64_t skip(rl_sync *s, uint64_t position, uint64_t total)
     uint64_t next = 0, expected = position;
     s->end = total;
     if (s->kind == RL_SYNC_RECOVER)
-        return rl_recovery_skip(s->a, position, total);
+        return rl_recovery_skip(s->a, position, total, &s->end);
     if (s->kind != RL_SYNC_RESYNC)
         return 0;
     next = rl_bitmap_resync_next(s->a, position, total, &s->end);
