@@ -452,7 +452,9 @@ int rl_device_join(rl_array *a, const struct rl_device_config *c, uint32_t *devi
     *device = index;
     rl_count_uneven(a);
     rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, c->member->name);
-    rc = rl_metadata_commit(a);
+    /* its own first: should the others say that it has a slot, and it be as stale as it was, the array would miss it after a crash */
+    bool led = false;
+    rc = d->slot >= 0 ? rl_metadata_commit_led(a, index, &led) : rl_metadata_commit(a);
     if (rc == 0 && d->state != RL_DEVICE_FAULTY)
         return 0;
     /* the member could not take its superblock: it was never in */

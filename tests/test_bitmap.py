@@ -43,7 +43,8 @@ class Bench:
         self.clock.advance(100)
         spec = creation.make_spec(
             level=level, raid_devices=SLOTS[level], chunk=CHUNK, layout=None, metadata="1.2", name="lab:bitmap", uuid=f"{7:032x}",
-            data_offset=DATA, parity=3 if level == "rs" else None, assume_clean=True, bitmap="none", bitmap_chunk=None, consistency_policy=None,
+            data_offset=DATA, parity=3 if level == "rs" else None, assume_clean=True,
+            bitmap="none", bitmap_chunk=None, consistency_policy=None,
         )  # fmt: skip
         self.memory = [MemoryDevice(DATA + ROWS * CHUNK) for _ in range(SLOTS[level] + spares)]
         session.make(self.memory[: SLOTS[level]], spec, ROWS * CHUNK)

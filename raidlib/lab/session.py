@@ -145,7 +145,7 @@ class Session:
         index = ffi.new("uint32_t *")
         sb = read_superblock(Member.open(device))
         result = lib.rl_array_readd(self.handle, device.handle.pointer, sb, ffi.NULL, 0, index)
-        if result == -errno.ENOENT:
+        if result in (-errno.ENOENT, -errno.EBUSY):
             return False
         check(result)
         self._number(index[0], number)
