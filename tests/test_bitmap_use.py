@@ -296,6 +296,12 @@ def test_marks_that_cannot_be_trusted_guide_no_rebuild(tmp_path, events, state, 
         array.set_speed(minimum=1, maximum=1)
         array.re_add(paths[1]).cancel()
     now = raidlib.examine(paths[0]).events
+    sb, _at = areas(paths[1])
+    sb.recovery_offset = 1024
+    with Member.open(paths[1]) as member:
+        write_superblock(member, sb)
+    member = raidlib.plan(paths).members[1]
+    assert (member.state, member.by_bitmap, member.recovered) == ("rebuilding", True, 1024 * 512), "as it was left"
     for path in (paths[0], paths[2]):
         at = areas(path)[1]
         poke(path, at + 24, struct.pack("<Q", now + events))
@@ -373,6 +379,32 @@ def test_a_bitmap_of_another_kind_is_left_alone(tmp_path, version, word):
     assert "read-only" in run("assemble", tmp_path / "a").stdout
 
 
+@pytest.mark.parametrize("offset", [4, 16, 2040])
+def test_a_bitmap_where_there_is_something_else_is_not_used(tmp_path, offset):
+    """In the superblock's 4096 bytes (as from the hot-add of old), on the bad-block log, in the data."""
+    paths, content = make(tmp_path / "a")
+    for path in paths:
+        sb, at = areas(path)
+        head = path.read_bytes()[at : at + 256]
+        sb.bitmap_offset = offset
+        with Member.open(path) as member:
+            write_superblock(member, sb)
+        poke(path, (sb.super_offset + offset) * 512, head)
+        assert "less room" in raidlib.examine(path).bitmap_problem
+    with pytest.raises(errors.UnsupportedError, match="less room"):
+        raidlib.open(paths)
+    with raidlib.open(paths, mode="r") as array:
+        assert array.pread(array.size - 32768, 32768) == content[32768:], "all but the stripe that the heads were laid over"
+
+
+def test_a_bitmap_of_another_array_is_not_used(tmp_path):
+    paths, _content = make(tmp_path / "a")
+    for path in paths:
+        poke(path, areas(path)[1] + 8, bytes(16))
+    with pytest.raises(errors.UnsupportedError, match=r"member-1.*another array"):
+        raidlib.open(paths)
+
+
 @settings(max_examples=60)
 @given(st.dictionaries(st.integers(0, 71), st.integers(0, 255), min_size=1, max_size=6), st.integers(1, 40) | st.none())
 def test_a_hostile_head_is_used_or_refused(changed, offset):
@@ -435,6 +467,17 @@ def test_an_array_is_given_one_and_it_is_taken_away(tmp_path, level, n, metadata
     assert not any("bitmap" in word for path in left for word in raidlib.examine(path).features)
     with raidlib.open(left) as array:
         assert array.pread(array.size, 0) == content
+
+
+@pytest.mark.parametrize("metadata", ["1.0", "1.1", "1.2"])
+def test_grow_has_the_room_that_birth_has(tmp_path, metadata):
+    """And so the same least chunk: 8 sectors, of which 4 KiB regions of 200 MiB would need more."""
+    with raidlib.create(tmp_path / "a", level=1, raid_devices=2, size="200M", metadata=metadata) as array:
+        with pytest.raises(errors.UsageError, match=r"4096 bytes .*take one of 8 KiB or more"):
+            array.set_bitmap("internal", chunk="4K")
+        array.set_bitmap("internal", chunk="8K")
+    with pytest.raises(errors.UsageError, match=r"4096 bytes .*take one of 8 KiB or more"):
+        raidlib.create(tmp_path / "b", level=1, raid_devices=2, size="200M", metadata=metadata, bitmap="internal", bitmap_chunk="4K")
 
 
 def test_an_old_superblock_is_given_one(golden_dir, tmp_path):

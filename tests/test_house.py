@@ -133,6 +133,11 @@ def test_import_loads_little():
     assert answer.stdout.split() == ["1"]
 
 
+def test_every_module_may_be_the_first_that_is_imported():
+    for room in rooms():
+        subprocess.run([sys.executable, "-c", f"import raidlib.{room}"], cwd=ROOT, check=True)
+
+
 # --- C ----------------------------------------------------------------------------------------------------------------
 
 
