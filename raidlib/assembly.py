@@ -297,8 +297,10 @@ def _place(c: Candidate, freshest: Candidate, force: bool) -> None:
 
 
 def _knows(sb: Any, freshest: Candidate) -> bool:
-    slot = role_of(freshest.sb)[1]
-    return slot is None or any(sb.dev_roles[number] == slot for number in range(min(sb.max_dev, lib.RL_SB_DEVS_MAX)))
+    kind, slot = role_of(freshest.sb)
+    if kind != "active":  # it has come in just now, and the others have not heard of it yet: what it lacks it is to get from them
+        return True
+    return any(sb.dev_roles[number] == slot for number in range(min(sb.max_dev, lib.RL_SB_DEVS_MAX)))
 
 
 def _resolve_conflicts(plan: Plan) -> None:
