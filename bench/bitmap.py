@@ -186,7 +186,7 @@ def main():
             rates.close()
             plain = replayed(level, options.mib << 20, folder, max(1, options.rounds // 3))
         print(
-            f"level {level}: sequential {sequential:.2f}, random 4K {scattered:.2f} of policy resync; {plain:.2f} of the time on plain files"
+            f"level {level}: sequential {sequential:.2f}, 4K random {scattered:.2f} of policy resync; {plain:.2f} of its time: plain files"
         )
         told = ("active and clean region", "clean region", "marked region", "clean mark")
         print("  of member 0, (writes, flushes, bytes): " + ", ".join(f"{what} {c}" for what, c in zip(told, counts(level), strict=True)))
