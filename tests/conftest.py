@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 hypothesis.settings.register_profile("raidlib", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("raidlib")
+
+# A shell that runs this in the background has it, and all that it starts, ignore Ctrl-C, which is what some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A skip for any other reason fails the run where CI is set: a test that silently stops running is worse than one that fails.
 SKIPS_THAT_MAY_OCCUR = re.compile(

@@ -141,7 +141,7 @@ def kill(info):
 
 def parity_agrees(tank):
     with raidlib.open(tank) as array:
-        wait_for(lambda: array.job is None or array.job.progress().state != "running", 60)
+        wait_for(lambda: array.job is None or array.job.status().state != "running", 60)
         job = array.check()
         job.wait()
         assert array.status().mismatch_count == 0 and array.status().degraded == 0
