@@ -406,7 +406,7 @@ static void add_member(uint64_t *dice)
     }
 }
 
-/* A member that failed comes back: by the bitmap, or as one that is new. */
+/* A member that failed comes back by the bitmap, or goes for good. */
 static void come_back(uint32_t device)
 {
     int index = rig.member_of[device];
@@ -415,15 +415,15 @@ static void come_back(uint32_t device)
     rig_check(rl_fault_clear(member), 0, "rl_fault_clear");
     struct rl_superblock sb = rig_read_superblock(&rig, (unsigned)index);
     int rc = rl_array_readd(rig.array, member, &sb, NULL, 0, &device);
-    if (rc == 0)
-        tally.readded++;
-    else if (rc == -ENOENT || rc == -EBUSY) { /* another has its slot, or it lacks more than is marked */
-        sb = rig_superblock(&rig);
-        rig_check(rl_array_add(rig.array, member, &sb, &device), 0, "rl_array_add");
-        tally.added++;
-    } else
-        rig_check(rc, 0, "rl_array_readd");
+    if (rc == -ENOENT ||
+        rc == -EBUSY) { /* it lacks more than is marked, or another has its slot; a spare more would be in the way of the next one */
+        rig_member_close(&rig, (unsigned)index);
+        tally.removed++;
+        return;
+    }
+    rig_check(rc, 0, "rl_array_readd");
     rig.member_of[device] = index;
+    tally.readded++;
 }
 
 static void control_job(uint64_t *dice)
