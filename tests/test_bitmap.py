@@ -3,14 +3,17 @@
 What opens, makes and shows bitmaps is in test_bitmap_use.py; what a power cut may leave, in test_power_cuts.py; threads: tests/c/stress.c.
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import random
 import struct
+import time
 
 import oracle
 import pytest
 
+import raidlib
 from raidlib import MemoryDevice, creation, errors, lab
 from raidlib.engine import Clock, check, ffi, lib
 from raidlib.lab import session
@@ -198,6 +201,32 @@ def test_a_bit_stays_for_a_period_after_the_last_write():
         commits = [e for e, _ in bench.entries() if e.op == "write" and e.offset == SUPER]
         assert len(heads) == len(commits), "only with the superblocks, when the array goes clean and active again"
         assert bits(bench.page(0)) == {0}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_bit_stays_while_a_write_is_under_way(level):
+    """However long a member takes: one of the others has the data already."""
+    bench = Bench(level)
+    with bench.open() as array:
+        bench.write(array, 0)
+        bench.idle(array, 4)
+        assert not bits(bench.page(0))
+        slow = bench.devices[1 if level in ("1", "10") else SLOTS[level] - 1]  # the second copy, or a parity
+        rule = slow.add(lab.Rule("hang", on="write", first_sector=DATA // 512, sectors=8))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(bench.write, array, 0)
+            while not slow.counts()[rule].hit:
+                time.sleep(0.01)
+            bench.idle(array, 4)
+            marked = bits(bench.page(0))
+            slow.remove(rule)
+            writing.result()
+        assert marked == {0}
+        bench.idle(array)
+        assert bits(bench.page(0)) == {0}, "what has just been written has not been flushed"
+        bench.idle(array, 3)
+        assert not bits(bench.page(0))
+        assert array.read() == bytes(bench.content)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -608,3 +637,46 @@ def test_it_is_not_made_while_a_resync_is_due_nor_taken_away_from_under_a_member
         forks = [device.fork() for device in bench.memory]
     with contextlib.closing(Session.start(forks, bench.clock)) as array, pytest.raises(errors.BusyError, match="resync is due"):
         check(lib.rl_array_set_bitmap(array.handle, REGION, 24, 8))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_power_cuts_under_many_writers(level):
+    """Six threads, marks that are set for several of them at once, sweeps every second: whatever a cut leaves, marked regions suffice."""
+    bench = Bench(level)
+    for device in bench.memory[: SLOTS[level]]:
+        rehead(device, daemon_sleep_s=1)
+    bench.attach()
+    for device in bench.devices:  # who comes while a mark is on its way has to wait for it
+        device.add(lab.Rule("delay", on="write", first_sector=AREA // 512, sectors=8, delay_ms=3))
+    stop = time.monotonic() + 2.6
+    with raidlib.open(bench.devices[: SLOTS[level]]) as array:
+        chunks = array.size // CHUNK
+
+        def work(number):
+            draw = random.Random(number)
+            while time.monotonic() < stop:
+                for _ in range(draw.randrange(6)):
+                    array.pwrite(draw.randbytes(draw.choice([512, CHUNK, 3 * CHUNK])), draw.randrange((chunks - 3) * 8) * 512)
+                if draw.randrange(4) == 0:
+                    array.flush()
+                time.sleep(draw.random() * 0.3)
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+    history = lab.History(bench.before, bench.recorder)
+    events, judged, resynced = len(history.events()), 0, 0
+    for number, state in enumerate(lab.power_cuts(history, cap=0, samples=1, most=1)):
+        if number % max(1, events // 60):
+            continue
+        with contextlib.ExitStack() as stack:
+            devices = state.devices()
+            for device in devices:
+                stack.callback(device.close)
+            with Session.start(devices[: SLOTS[level]], Clock(session.WALL_S + 1000)) as again:
+                marks = ffi.new("struct rl_bitmap_status *")
+                lib.rl_array_bitmap(again.handle, marks)
+                resynced += 0 < marks.needed < marks.bits
+                again.recover()
+                assert again.run(lib.RL_SYNC_CHECK) == 0, f"moment {state.moment}"
+                judged += 1
+    assert judged > 40 and resynced > 5
