@@ -6,18 +6,20 @@ the second is left as it was.
 
 import dataclasses
 import itertools
-import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracle
-from cases import MIB, REGION, VERIFY, Case, Disk
+from cases import REGION, VERIFY, Case, Disk
 from shuttle import Steps
 
 import raidlib
 from raidlib import lab
 
 SPOT = 4096
+WRITERS = 4  # at once, when the power is cut
+PIECE = 40 << 10  # the most that each writes
 METADATA_BYTES = 256 << 10  # the most that superblocks and bitmaps take, beside the data that is moved
 
 
@@ -107,6 +109,12 @@ def dictated(c: Case) -> str:
     return "\n".join(c.put(*piece) for piece in nibbles(c))
 
 
+def apart(c: Case) -> list[tuple[int, int]]:
+    """Where each of several writers writes, and how much, in bytes: from a whole KiB on, and none where another one does."""
+    share = len(c.content) // WRITERS >> 10 << 10
+    return [(number * share + (c.random.randrange(share - PIECE) >> 10 << 10), c.random.randrange(1, PIECE)) for number in range(WRITERS)]
+
+
 def but(c: Case, slot: int) -> tuple[list[Path], str]:
     """The members without one, here and there."""
     return [path for number, path in enumerate(c.paths) if number != slot], " ".join(f"${n + 1}" for n in range(len(c.paths)) if n != slot)
@@ -118,7 +126,7 @@ def taken_back(array: raidlib.Array, member: Disk) -> raidlib.TakenBack:
     return next(m.taken_back for m in array.status().members if m.taken_back)
 
 
-def cut_power(c: Case) -> tuple[bytes, bytes]:
+def cut_power_here(c: Case) -> list[bytes]:
     """Writes, flushes, writes more at several places at once, and leaves the members as a power cut during that may have.
 
     What the array held before the latter, and what it would hold after them: of each block one or the other is there.
@@ -131,14 +139,10 @@ def cut_power(c: Case) -> tuple[bytes, bytes]:
     with raidlib.open(recorded) as array:
         nibble(c, array)
         array.flush()
-        old, since = bytes(c.content), len(recorder)
-        quarter = array.size // 4 // SPOT * SPOT
-        pieces = [(number * quarter + c.random.randrange(quarter - 40_000), c.random.randrange(1, 40_000)) for number in range(4)]
-        writers = [threading.Thread(target=c.write, args=(array, *piece)) for piece in pieces]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
+        contents, since = [bytes(c.content)], len(recorder)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda piece: c.write(array, *piece), apart(c)))
+        contents.append(bytes(c.content))
         until = len(recorder)
     during = range(recorder.entries()[since].begun, recorder.entries()[until - 1].begun)
     history = lab.History(before, recorder)
@@ -154,47 +158,49 @@ def cut_power(c: Case) -> tuple[bytes, bytes]:
     for device in (*recorded, *disks, *before):
         device.close()
     recorder.close()
-    return old, bytes(c.content)
+    return contents
+
+
+def settle(c: Case, contents: list[bytes]) -> None:
+    """After the resync, what came through is the content: of each block, one that it has had."""
+    reader = oracle.ArrayReader(c.paths)
+    c.content = bytearray(reader.read(0, reader.size))
+    for at in range(0, len(c.content), 512):
+        assert c.content[at : at + 512] in [content[at : at + 512] for content in contents], f"at byte {at} is what nobody wrote"
 
 
 def crash_here(c: Case) -> Steps:
     """The power was cut here with several writes under way: there only what is marked is resynced."""
     yield from c.born()
-    old, new = cut_power(c)
+    contents = cut_power_here(c)
     evidence = plant(c, c.paths)
     seen = yield from c.there('assemble "$@"; go; whole; moved; stop')
     assert seen["resync_start"] == "0"
     evidence.judge(int(seen["read.0"]) * 512)
-    reader = oracle.ArrayReader(c.paths)
-    c.content = bytearray(reader.read(0, reader.size))
-    blocks = [(c.content[at : at + 512], old[at : at + 512], new[at : at + 512]) for at in range(0, len(old), 512)]
-    assert all(now in (before, after) for now, before, after in blocks), "a block holds what nobody wrote"
+    settle(c, contents)
     c.whole_there((yield from c.there(VERIFY)))
     c.right_here()
 
 
 def crash_there(c: Case) -> Steps:
-    """The disks as they were while the array was active there: here only what is marked is resynced."""
+    """The power was cut there with several writes under way: here only what is marked is resynced."""
     yield from c.born()
-    copies = [c.new_member(path.with_suffix(".copy"), path.stat().st_size // MIB) for path in c.paths]
-    n = len(copies)
-    copy = "\n".join(f"must dd if=${{{slot + 1}}} of=${{{slot + 1 + n}}} bs=64k iflag=direct conv=fsync" for slot in range(n))
-    lines = f"""assemble {" ".join(f"${slot + 1}" for slot in range(n))}
-        go
-        echo 0 >$MD/safe_mode_delay
-        echo 600 >$MD/bitmap/time_base
-        {dictated(c)}
-        {copy}
-        stop"""
-    yield from c.there(lines, [*c.paths, *copies])
-    evidence = plant(c, copies)
-    disks = [Disk(path) for path in copies]
+    lines, contents, loops = dictated(c), [bytes(c.content)], [""] * WRITERS
+    for _ in range(2):
+        for number, (offset, length) in enumerate(apart(c)):
+            loops[number] += f"{c.put(offset >> 10, -(-length >> 10))}; "
+        contents.append(bytes(c.content))
+    writers = "\n".join(f"while :; do {loop} done &" for loop in loops)
+    yield from c.there(f'assemble "$@"; go; {lines}\n{writers}\nusleep 300000; cut_power', cuts=True)
+    evidence = plant(c, c.paths)
+    disks = [Disk(path) for path in c.paths]
     with raidlib.open(disks) as array:
         assert array.job.kind == "resync"
         array.job.wait()
     evidence.judge(disks[0].read)
-    c.right_here(copies)
-    c.whole_there((yield from c.there(VERIFY, copies)))
+    settle(c, contents)
+    c.right_here()
+    c.whole_there((yield from c.there(VERIFY)))
 
 
 def back_here(c: Case) -> Steps:

@@ -216,8 +216,8 @@ class Case:
 
     # -- there
 
-    def there(self, lines: str, members: list[Path] | None = None) -> Iterator[Step]:
-        seen: Seen = yield Step(lines, tuple(members or self.paths))
+    def there(self, lines: str, members: list[Path] | None = None, *, cuts: bool = False) -> Iterator[Step]:
+        seen: Seen = yield Step(lines, tuple(members or self.paths), cuts)
         return seen
 
     def dictate(self, writes: int = 6) -> str:

@@ -45,20 +45,22 @@ def judge(pytestconfig, tmp_path_factory):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """The table: a row for each shape and metadata version, a numbered column for each direction."""
+    """The table: a row for each shape and metadata version, a numbered column for each direction, of those that were run."""
     if SHUTTLE not in config.stash:
         return
     write = terminalreporter.write_line
     rows = sorted({cell.row for cell in SAID}, key=[cell.row for cell in table.everything()].index)
     marks = {(cell.row, cell.direction.name): MARKS[outcome.word] for cell, outcome in SAID.items()}
     wide = max(len(row) for row in rows)
+    names = {cell.direction.name for cell in SAID}
+    columns = {number: direction for number, direction in enumerate(table.DIRECTIONS, 1) if direction.name in names}
     write("")
-    for number, direction in enumerate(table.DIRECTIONS, 1):
+    for number, direction in columns.items():
         write(f"{number:2} {direction.name}: {direction.run.__doc__.splitlines()[0]}")
     write("")
-    write(" " * wide + "".join(f"{number:6}" for number in range(1, len(table.DIRECTIONS) + 1)))
+    write(" " * wide + "".join(f"{number:6}" for number in columns))
     for row in rows:
-        write(row.ljust(wide) + "".join(marks.get((row, d.name), ".").rjust(6) for d in table.DIRECTIONS))
+        write(row.ljust(wide) + "".join(marks.get((row, direction.name), ".").rjust(6) for direction in columns.values()))
     for reason in sorted({f"n/a: {cell}: {outcome.text}" for cell, outcome in SAID.items() if outcome.word == "n/a"}):
         write(reason)
     count = Counter(outcome.word for outcome in SAID.values())

@@ -120,6 +120,13 @@ moved() { # sectors read from and written to each member since the boot
         number=$((number + 1))
     done
 }
+cut_power() { # with all that is under way
+    say cut
+    usleep 200000 # the serial line
+    echo b >/proc/sysrq-trigger
+    sleep 60
+    die "the power is still on"
+}
 stop() {
     sync
     must mdadm --stop /dev/md0

@@ -22,7 +22,7 @@ class Direction:
     bitmap: bool = False  # whether the array is born with one
 
 
-MARKED_SHAPES = ("1 - x2", "1 - x3", "4 - x4", "5 left-symmetric x4", "6 left-symmetric x5", "10 n2 x4", "10 f2 x3", "10 o2 x4")
+MARKED_SHAPES = ("1 - x2", "5 left-symmetric x4", "6 left-symmetric x5", "10 n2 x4", "10 f2 x3", "10 o2 x4")
 
 
 def always(_shape: Shape, _metadata: str) -> bool:
@@ -48,7 +48,7 @@ def redundant_1x(shape: Shape, metadata: str) -> bool:
 
 
 def markable(shape: Shape, _metadata: str) -> bool:
-    """Of each level and kind of mirror one shape: a bitmap knows nothing of layouts but where they put a sector."""
+    """One shape of each kind: a bitmap knows nothing of layouts but where they put a sector."""
     return str(shape) in MARKED_SHAPES
 
 
@@ -89,7 +89,7 @@ DIRECTIONS = [
     Direction("bitmap spare here", cases.spare_here, markable_1x, extra_members=1, bitmap=True),
     Direction("bitmap spare there", cases.spare_there, markable, extra_members=1, bitmap=True),
     Direction("bitmap crash here", bitmaps.crash_here, markable, bitmap=True),
-    Direction("bitmap crash there", bitmaps.crash_there, markable, extra_members=5, bitmap=True),
+    Direction("bitmap crash there", bitmaps.crash_there, markable, bitmap=True),
     Direction("bitmap back here", bitmaps.back_here, markable, bitmap=True),
     Direction("bitmap back there", bitmaps.back_there, markable, bitmap=True),
     Direction("bitmap too old here", bitmaps.too_old_here, markable, extra_members=1, bitmap=True),
