@@ -1,12 +1,11 @@
 """What is shown of arrays with a write-intent bitmap: only what is marked is resynced, and copied to a member that comes back.
 
-The evidence is on the members: redundancy is spoilt beforehand, in a region that is marked and in one that is not; the first is mended,
-the second is left as it was.
+The evidence is on the members: redundancy is spoilt beforehand in all regions; those that are marked are mended, the others left as they
+were.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,13 +45,16 @@ class Spot:
             file.write(data)
 
     def now(self) -> bytes:
-        return self.path.read_bytes()[self.at : self.at + SPOT]
+        with self.path.open("rb") as file:
+            file.seek(self.at)
+            return file.read(SPOT)
 
 
-def spoil(c: Case, members: list[Path], regions: Collection[int], slot: int | None = None) -> Spot:
-    """Spoils the beginning of one of these regions, on the member in that slot, or (None) where it is a parity or a copy."""
+def spoil(c: Case, members: list[Path], regions: Collection[int], slot: int | None) -> list[Spot]:
+    """Spoils the beginning of each region, on the member in that slot (where it has one), or (None) where it is a parity or a copy."""
     geometry = oracle.ArrayReader([path for number, path in enumerate(members) if number != slot]).regions[0].geometry
-    found = []
+    starts = [raidlib.examine(path).data_offset for path in members]
+    spots = []
     for region in sorted(regions):
         sector = region * REGION // 512
         if geometry.level in (1, 10):
@@ -60,29 +62,30 @@ def spoil(c: Case, members: list[Path], regions: Collection[int], slot: int | No
         else:
             row = oracle.row(geometry, sector // geometry.chunk)
             places = [(number, sector) for number in (*row.data, *row.parity)]
-        found += [place for place in places if place[0] == slot] if slot is not None else places[-1:]
-    where, sector = c.random.choice(found)
-    path = members[where]
-    spot = Spot(path, raidlib.examine(path).data_offset + sector * 512, b"", c.random.randbytes(SPOT))
-    spot.right = spot.now()
-    spot.poke(spot.wrong)
-    return spot
+        for where, at in places[-1:] if slot is None else [place for place in places if place[0] == slot]:
+            spot = Spot(members[where], starts[where] + at * 512, b"", c.random.randbytes(SPOT))
+            spot.right = spot.now()
+            spot.poke(spot.wrong)
+            spots.append(spot)
+    assert spots
+    return spots
 
 
 @dataclasses.dataclass
 class Evidence:
-    """Two spots, and how much was marked."""
+    """What was spoilt, and how much was marked."""
 
-    marked: Spot
-    unmarked: Spot
+    marked: list[Spot]
+    unmarked: list[Spot]
     most: int  # bytes that may be moved of a member
 
     def judge(self, moved: int) -> None:
-        """After the resync or the recovery: what was marked was done, and nothing else. Then all may be whole again."""
-        assert self.marked.now() != self.marked.wrong, "a marked region was not mended"
-        assert self.unmarked.now() == self.unmarked.wrong, "an unmarked region was written"
+        """After the resync or the recovery: all that was marked was done, and nothing else. Then all is to be whole again."""
+        assert not [spot for spot in self.marked if spot.now() == spot.wrong], "a marked region was not mended"
+        assert not [spot for spot in self.unmarked if spot.now() != spot.wrong], "an unmarked region was written"
         assert 0 < moved <= self.most + METADATA_BYTES, f"{moved} bytes were moved, {self.most} are marked"
-        self.unmarked.poke(self.unmarked.right)
+        for spot in self.unmarked:
+            spot.poke(spot.right)
 
 
 def plant(c: Case, members: list[Path], slot: int | None = None) -> Evidence:
@@ -126,10 +129,18 @@ def taken_back(array: raidlib.Array, member: Disk) -> raidlib.TakenBack:
     return next(m.taken_back for m in array.status().members if m.taken_back)
 
 
+def images_of(state: lab.State) -> list[bytes]:
+    devices = state.devices()
+    images = [device.handle.pread(device.size, 0) for device in devices]
+    for device in devices:
+        device.close()
+    return images
+
+
 def cut_power_here(c: Case) -> list[bytes]:
     """Writes, flushes, writes more at several places at once, and leaves the members as a power cut during that may have.
 
-    What the array held before the latter, and what it would hold after them: of each block one or the other is there.
+    Parity or copies differ there. The array's content before the latter writes, and after them: of each block one or the other is there.
     """
     before = [raidlib.MemoryDevice(path.stat().st_size) for path in c.paths]
     for device, path in zip(before, c.paths, strict=True):
@@ -147,14 +158,10 @@ def cut_power_here(c: Case) -> list[bytes]:
     during = range(recorder.entries()[since].begun, recorder.entries()[until - 1].begun)
     history = lab.History(before, recorder)
 
-    def states() -> Iterator[lab.State]:
-        return (state for state in lab.power_cuts(history, most=8) if state.moment in during and state.arrived)
-
-    cuts = states()
-    state = next(itertools.islice(cuts, c.random.randrange(sum(1 for _ in states())), None))
-    for path, device in zip(c.paths, state.devices(), strict=True):
-        path.write_bytes(device.handle.pread(device.size, 0))
-        device.close()
+    states = (state for state in lab.power_cuts(history, most=8) if state.moment in during and state.arrived and c.random.random() < 0.1)
+    torn = next(images for images in map(images_of, states) if oracle.ArrayReader(images).check())
+    for path, image in zip(c.paths, torn, strict=True):
+        path.write_bytes(image)
     for device in (*recorded, *disks, *before):
         device.close()
     recorder.close()

@@ -253,7 +253,8 @@ class Case:
             assert seen[f"member.{slot}"].split()[:2] == [str(slot), "in_sync"], f"member {slot}: {seen[f'member.{slot}']}"
         assert bool(seen["bitmap"]) == self.bitmap
         for slot in range(len(self.shape.sizes) if self.bitmap else 0):
-            assert seen["bitmap"].endswith(f" {REGION >> 10}KB chunk") and seen[f"marks.{slot}"].split()[1:] == ["0"]
+            assert seen["bitmap"].endswith(f" {REGION >> 10}KB chunk")
+            assert seen[f"marks.{slot}"].split()[1:] == ["0"], "marked after a clean end"
         self.same(seen)
         assert seen["mismatch_cnt"] == "0" if self.shape.bears else "mismatch_cnt" not in seen
 

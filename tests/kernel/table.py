@@ -132,9 +132,13 @@ def everything() -> list[Cell]:
 
 
 def sample() -> list[Cell]:
-    """Some of it: every shape made on both sides, every other direction on every level; metadata versions and layouts take turns."""
+    """Some of it; metadata versions, layouts and levels take turns.
+
+    Every shape made on both sides, every other direction on every level; of those with a bitmap each on a mirror and with parity.
+    """
     groups: dict[tuple, list[Cell]] = {}
     for cell in everything():
-        made = cell.direction.run in (cases.made_here, cases.made_there) and not cell.direction.bitmap
-        groups.setdefault((cell.direction.name, cell.shape if made else cell.shape.level), []).append(cell)
+        made = cell.direction.run in (cases.made_here, cases.made_there)
+        kind = cell.shape.level in ("1", "10") if "bitmap" in cell.direction.name else cell.shape if made else cell.shape.level
+        groups.setdefault((cell.direction.name, kind), []).append(cell)
     return [cells[turn * 7 % len(cells)] for turn, cells in enumerate(groups.values())]
