@@ -158,6 +158,23 @@ static int compare_devices(rl_array *a, struct bitmap *b)
     return 0;
 }
 
+static int merge_bits(rl_array *a, struct bitmap *b)
+{
+    uint8_t *other = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (other == MAP_FAILED)
+        return rl_fail(ENOMEM, "rl_array_open", -1, 0, "no memory for a bitmap");
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        struct rl_bitmap_superblock sb;
+        if (a->devices[i]->state != RL_DEVICE_IN_SYNC || read_head(a, a->devices[i], &sb) || sb.chunk_bytes != b->sb.chunk_bytes ||
+            sb.events < a->sb.events || read_member(a->devices[i], other, b->bytes, rl_bitmap_offset(a, a->devices[i])))
+            continue;
+        for (uint64_t at = RL_BITMAP_HEAD_BYTES; at < b->bytes; at++)
+            b->image[at] |= other[at];
+    }
+    munmap(other, b->bytes);
+    return 0;
+}
+
 static void fill_words(rl_array *a, struct bitmap *b)
 {
     uint64_t resync = atomic_load(&a->resync);
@@ -192,7 +209,8 @@ int rl_bitmap_open(rl_array *a)
         return rl_fail(ENOMEM, "rl_array_open", -1, 0, "no memory for a bitmap");
     if (read_member(a->devices[device], b->image, b->bytes, rl_bitmap_offset(a, a->devices[device])))
         return rl_fail(EIO, "rl_array_open", device, 0, "%s: its write-intent bitmap cannot be read", a->devices[device]->member->name);
-    int rc = compare_devices(a, b);
+    int rc = merge_bits(a, b);
+    rc = rc ? rc : compare_devices(a, b);
     if (!valid) {
         set_all(b);
         b->sb.state &= ~(uint32_t)RL_BITMAP_STALE;
@@ -220,6 +238,9 @@ static int check_former(const rl_array *a, const rl_member *member, const struct
     if (memcmp(own->set_uuid, a->sb.set_uuid, sizeof own->set_uuid) != 0 || role >= a->g.slots ||
         own->feature_map & RL_FEATURE_REPLACEMENT || !whole)
         return rl_fail(ENOENT, call, -1, 0, "%s was no full member of this array", member->name);
+    if (own->ctime_s != a->sb.ctime_s || own->version != a->sb.version || own->level != a->sb.level || own->layout != a->sb.layout ||
+        own->chunk_sectors != a->sb.chunk_sectors || own->raid_disks != a->sb.raid_disks || own->size_sectors != a->sb.size_sectors)
+        return rl_fail(ENOENT, call, -1, 0, "%s is of another array with the same UUID", member->name);
     if (own->events < b->sb.events_cleared)
         return rl_fail(ENOENT, call, -1, 0,
                        "%s has been away for longer than the bitmap reaches back: its event count is %llu, marks are kept since %llu",
@@ -228,7 +249,7 @@ static int check_former(const rl_array *a, const rl_member *member, const struct
     for (uint32_t slot = 0; slot < a->g.slots; slot++) { /* used alone it would say that others are gone */
         bool known = a->slot_device[slot] < 0 || a->devices[a->slot_device[slot]]->state != RL_DEVICE_IN_SYNC;
         for (uint32_t i = 0; i < rl_min(own->max_dev, RL_SB_DEVS_MAX); i++)
-            known |= own->dev_roles[i] == slot;
+            known = known || (own->dev_roles[i] == slot && i == a->devices[a->slot_device[slot]]->sb.dev_number);
         apart |= !known;
     }
     if (apart)
@@ -264,7 +285,7 @@ static int make_locked(rl_array *a, uint32_t chunk_bytes, int32_t offset_sectors
     static const char call[] = "rl_array_set_bitmap";
     struct rl_bitmap_superblock sb = {.version = 4,
                                       .chunk_bytes = chunk_bytes,
-                                      .events_cleared = a->sb.events,
+                                      .events_cleared = a->sb.events + 1,
                                       .daemon_sleep_s = SLEEP_S,
                                       .sectors_reserved = reserved_sectors};
     struct request rq = {.a = a};

@@ -253,6 +253,7 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out)
     atomic_store(&a->resync, redundant && !(a->flags & RL_ARRAY_FORCED) ? a->sb.resync_offset : RL_MAX_SECTOR);
     a->resync_durable = atomic_load(&a->resync);
     atomic_store(&a->active, !redundant || forced);
+    atomic_store(&a->commit_due, redundant && forced);
     int rc = a->kernel ? make_canary(a) : rl_fail(EINVAL, "rl_array_open", -1, 0, "parity kernel %s does not exist here", config->kernel);
     for (uint32_t i = 0; rc == 0 && i < config->device_count; i++)
         rc = rl_device_take(a, &config->devices[i], i);
