@@ -321,6 +321,7 @@ int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index
     d->slot = c->slot;
     d->last_slot = -1;
     d->written_events = d->sb.events;
+    d->by_bitmap = c->state == RL_DEVICE_REBUILDING && c->by_bitmap;
     d->durable = c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors;
     atomic_store(&d->recovered, c->state == RL_DEVICE_IN_SYNC ? RL_MAX_SECTOR : c->recovered_sectors);
     d->log_usable = rl_bad_log_usable(a, d);
@@ -412,10 +413,11 @@ int rl_array_remove(rl_array *a, uint32_t device)
     return rc ? rc : end_change(a, remove_locked(a, device));
 }
 
-/* The first dev_number that no device has, faulty ones included: a stale member must not find its number given to another. */
+/* The first dev_number that no device has, faulty ones included: a stale member must not find its number given to another. Nor, by a later session that knows nothing of it any
+ * more, to one who then passes for it: so none of those that the slots had at first (check_former). */
 static uint32_t free_number(const rl_array *a)
 {
-    for (uint32_t number = 0;; number++) {
+    for (uint32_t number = a->sb.raid_disks;; number++) {
         bool taken = number < a->sb.max_dev && a->sb.dev_roles[number] != RL_ROLE_SPARE;
         for (uint32_t i = 0; i < a->device_count; i++)
             taken |= a->devices[i]->sb.dev_number == number;
@@ -424,12 +426,56 @@ static uint32_t free_number(const rl_array *a)
     }
 }
 
+int rl_device_join(rl_array *a, const struct rl_device_config *c, uint32_t *device)
+{
+    static const char call[] = "rl_array_add";
+    uint32_t index = a->device_count;
+    if (index == RL_DEVICES_MAX || c->superblock->dev_number >= RL_SB_DEVS_MAX)
+        return rl_fail(EBUSY, call, -1, 0, "the array has no room for one more device: remove the faulty ones");
+    if (!rl_fits_090(a, 1))
+        return rl_fail(EBUSY, call, -1, 0,
+                       "a superblock of version 0.90 has room for %u devices, and those of an array of %u are in use or reserved",
+                       RL_SB90_DISKS, a->sb.raid_disks);
+    if (rl_member_block_bytes(c->member) > a->block_bytes)
+        return rl_fail(EINVAL, call, -1, 0, "%s has larger blocks than the array", c->member->name);
+    int rc = rl_device_take(a, c, index);
+    struct device *d = a->device_count > index ? a->devices[index] : NULL;
+    if (rc) {
+        if (d) {
+            a->device_count--;
+            rl_bad_free(d);
+            free(d);
+            atomic_fetch_sub(&c->member->users, 1);
+        }
+        return rc;
+    }
+    d->written_events = a->sb.events; /* a commit gives it its first */
+    *device = index;
+    rl_count_uneven(a);
+    rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, c->member->name);
+    /* its own first: should the others say that it has a slot, and it be as stale as it was, the array would miss it after a crash */
+    bool led = false;
+    rc = d->slot >= 0 ? rl_metadata_commit_led(a, index, &led) : rl_metadata_commit(a);
+    if (rc == 0 && d->state != RL_DEVICE_FAULTY)
+        return 0;
+    /* the member could not take its superblock: it was never in */
+    rc = rc ? rc : rl_fail(EIO, call, -1, 0, "%s", d->reason);
+    if (d->slot >= 0) {
+        a->slot_device[d->slot] = -1;
+        d->slot = -1;
+    }
+    atomic_fetch_sub(&c->member->users, 1);
+    d->member = NULL;
+    d->state = RL_DEVICE_REMOVED;
+    rl_count_uneven(a);
+    return rc;
+}
+
 static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
 {
-    uint32_t number = free_number(a), index = a->device_count;
     struct rl_superblock own = *superblock;
     struct rl_device_config c = {.member = member, .state = RL_DEVICE_SPARE, .slot = -1, .superblock = &own};
-    own.dev_number = number;
+    own.dev_number = free_number(a);
     uint64_t sectors = rl_member_size(member) / RL_SECTOR;
     int rc = check_admin(a, "rl_array_add", 0, false);
     if (rc)
@@ -442,41 +488,28 @@ static int add_locked(rl_array *a, rl_member *member, const struct rl_superblock
                        "%s is too small: the array needs %llu bytes of data on each member, it has room for %llu", member->name,
                        (unsigned long long)(a->g.dev_sectors * RL_SECTOR),
                        (unsigned long long)(sectors > superblock->data_offset ? (sectors - superblock->data_offset) * RL_SECTOR : 0));
-    if (!rl_fits_090(a, 1))
-        return rl_fail(EBUSY, "rl_array_add", -1, 0,
-                       "a superblock of version 0.90 has room for %u devices, and those of an array of %u are in use or reserved",
-                       RL_SB90_DISKS, a->sb.raid_disks);
-    if (index == RL_DEVICES_MAX || number >= RL_SB_DEVS_MAX)
-        return rl_fail(EBUSY, "rl_array_add", -1, 0, "the array has no room for one more device: remove the faulty ones");
-    if (rl_member_block_bytes(member) > a->block_bytes)
-        return rl_fail(EINVAL, "rl_array_add", -1, 0, "%s has larger blocks than the array", member->name);
-    rc = rl_device_take(a, &c, index);
-    if (rc) {
-        if (a->device_count > index) {
-            free(a->devices[--a->device_count]);
-            atomic_fetch_sub(&member->users, 1);
-        }
-        return rc;
-    }
-    a->devices[index]->written_events = a->sb.events; /* a commit gives it its first */
-    *device = index;
-    rl_event_post(a, RL_EVENT_ADDED, (int32_t)index, 0, member->name);
-    rc = rl_metadata_commit(a);
-    struct device *d = a->devices[index];
-    if (rc == 0 && d->state != RL_DEVICE_FAULTY)
-        return 0;
-    /* the member could not take its superblock: it was never in */
-    rc = rc ? rc : rl_fail(EIO, "rl_array_add", -1, 0, "%s", d->reason);
-    atomic_fetch_sub(&member->users, 1);
-    d->member = NULL;
-    d->state = RL_DEVICE_REMOVED;
-    return rc;
+    rc = rl_bitmap_check_room(a, "rl_array_add", member, &own);
+    return rc ? rc : rl_device_join(a, &c, device);
 }
 
 int rl_array_add(rl_array *a, rl_member *member, const struct rl_superblock *superblock, uint32_t *device)
 {
     int rc = begin_change(a, "rl_array_add");
     return rc ? rc : end_change(a, add_locked(a, member, superblock, device));
+}
+
+static int readd_locked(rl_array *a, rl_member *member, const struct rl_superblock *own, const uint64_t *bad_blocks,
+                        uint32_t bad_block_count, uint32_t *device)
+{
+    int rc = check_admin(a, "rl_array_readd", 0, false);
+    return rc ? rc : rl_bitmap_take_former(a, member, own, bad_blocks, bad_block_count, device);
+}
+
+int rl_array_readd(rl_array *a, rl_member *member, const struct rl_superblock *superblock, const uint64_t *bad_blocks,
+                   uint32_t bad_block_count, uint32_t *device)
+{
+    int rc = begin_change(a, "rl_array_readd");
+    return rc ? rc : end_change(a, readd_locked(a, member, superblock, bad_blocks, bad_block_count, device));
 }
 
 static int check_spare(rl_array *a, const char *call, uint32_t device)
@@ -487,12 +520,16 @@ static int check_spare(rl_array *a, const char *call, uint32_t device)
     return rc;
 }
 
-static int give_role(rl_array *a, uint32_t device, uint32_t slot, uint32_t state)
+static int give_role(rl_array *a, const char *call, uint32_t device, uint32_t slot, uint32_t state)
 {
     struct device *d = a->devices[device];
+    int rc = rl_bitmap_check_room(a, call, d->member, &d->sb);
+    if (rc)
+        return rc;
     *(state == RL_DEVICE_REPLACEMENT ? &a->replacement[slot] : &a->slot_device[slot]) = (int32_t)device;
     d->slot = (int32_t)slot;
     d->state = state;
+    atomic_store(&a->bitmap_due, a->bitmap != NULL); /* B5: until the commit succeeds, which may be a later one */
     atomic_store(&d->recovered, 0);
     d->durable = 0;
     rl_count_uneven(a);
@@ -507,7 +544,7 @@ static int activate_locked(rl_array *a, uint32_t device, int32_t wanted)
         return rc;
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
         if (a->slot_device[slot] < 0 && (wanted < 0 || (uint32_t)wanted == slot))
-            return give_role(a, device, slot, RL_DEVICE_REBUILDING);
+            return give_role(a, call, device, slot, RL_DEVICE_REBUILDING);
     }
     if (wanted >= 0)
         return rl_fail(ENOENT, call, wanted, 0, "slot %d is not empty", wanted);
@@ -534,11 +571,20 @@ static int replace_locked(rl_array *a, uint32_t device, uint32_t slot)
     if (a->replacement[slot] >= 0)
         return rl_fail(EBUSY, call, (int32_t)slot, 0, "slot %u has a replacement already: %s", slot,
                        a->devices[a->replacement[slot]]->member->name);
-    return give_role(a, device, slot, RL_DEVICE_REPLACEMENT);
+    return give_role(a, call, device, slot, RL_DEVICE_REPLACEMENT);
 }
 
 int rl_array_replace(rl_array *a, uint32_t device, uint32_t slot)
 {
     int rc = begin_change(a, "rl_array_replace");
     return rc ? rc : end_change(a, replace_locked(a, device, slot));
+}
+
+int rl_array_set_bitmap(rl_array *a, uint32_t chunk_bytes, int32_t offset_sectors, uint32_t reserved_sectors)
+{
+    int rc = begin_change(a, "rl_array_set_bitmap");
+    if (rc)
+        return rc;
+    rc = check_admin(a, "rl_array_set_bitmap", 0, false);
+    return end_change(a, rc ? rc : rl_bitmap_set(a, chunk_bytes, offset_sectors, reserved_sectors));
 }

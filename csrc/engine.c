@@ -152,6 +152,7 @@ static void release(rl_array *a)
         free(d);
     }
     free_pool(a);
+    rl_bitmap_free(a);
     for (unsigned i = 0; i < RL_STRIPE_LOCKS; i++)
         pthread_mutex_destroy(&a->stripe_lock[i]);
     pthread_mutex_destroy(&a->admin);
@@ -252,10 +253,12 @@ int rl_array_open(const struct rl_array_config *config, rl_array **out)
     atomic_store(&a->resync, redundant && !(a->flags & RL_ARRAY_FORCED) ? a->sb.resync_offset : RL_MAX_SECTOR);
     a->resync_durable = atomic_load(&a->resync);
     atomic_store(&a->active, !redundant || forced);
+    atomic_store(&a->commit_due, redundant && forced);
     int rc = a->kernel ? make_canary(a) : rl_fail(EINVAL, "rl_array_open", -1, 0, "parity kernel %s does not exist here", config->kernel);
     for (uint32_t i = 0; rc == 0 && i < config->device_count; i++)
         rc = rl_device_take(a, &config->devices[i], i);
     rc = rc ? rc : finish_open(a);
+    rc = rc ? rc : rl_bitmap_open(a);
     if (rc) {
         release(a);
         return rc;
@@ -280,6 +283,8 @@ int rl_array_close(rl_array *a)
     if (!(a->flags & RL_ARRAY_READ_ONLY)) {
         pthread_rwlock_wrlock(&a->config);
         rc = rl_metadata_set_clean(a);
+        if (rc == 0)
+            rl_bitmap_close(a);
         pthread_rwlock_unlock(&a->config);
     }
     release(a);
@@ -378,7 +383,8 @@ int rl_array_device(rl_array *a, uint32_t device, struct rl_device_status *out)
                                          .read_errors = atomic_load(&d->read_errors),
                                          .corrected_reads = atomic_load(&d->corrected_reads),
                                          .write_errors = atomic_load(&d->write_errors),
-                                         .bad_block_count = atomic_load(&d->bad_count)};
+                                         .bad_block_count = atomic_load(&d->bad_count),
+                                         .by_bitmap = d->by_bitmap};
         memcpy(out->reason, d->reason, sizeof out->reason);
     }
     pthread_rwlock_unlock(&a->config);

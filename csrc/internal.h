@@ -5,7 +5,8 @@
  *   2. array->config     rwlock. Shared: every request and every sync window, while it uses devices and slots. Exclusive: whatever changes
  *                        them, and every superblock write.
  *   3. stripe lock       one of RL_STRIPE_LOCKS mutexes, by stripe number. At most one at a time is held by a thread.
- *   4. array->bad_lock, events_lock, pool lock, doubt lock, a lane's, a member's and a recorder's own (leaves)
+ *      The bitmap's io comes after config as well, and is held while its pages are written; a thread holds it or a stripe lock, never both.
+ *   4. array->bad_lock, events_lock, pool lock, doubt lock, the bitmap's queue lock, a lane's, a member's and a recorder's own (leaves)
  * A member may be an array: under 1 to 3 of the outer one come all of the inner one's (member_array.c, A1), never the other way round.
  */
 #ifndef RAIDLIB_INTERNAL_H
@@ -153,9 +154,14 @@ struct device {
     _Atomic uint64_t read_errors, corrected_reads, write_errors;
     atomic_bool
         doubted; /* I11: a request found it failed, and it is not out yet. Set under config shared and doubt_lock, cleared under config exclusive */
+    bool by_bitmap; /* config: REBUILDING, and above `recovered` good but for what the bitmap marks */
+    bool bitmap_whole; /* B5; config exclusive: the bits that the array's bitmap has are on it */
+    uint64_t bitmap_events; /* B4; config exclusive: the count in the head of its bitmap */
     bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
+
+struct bitmap; /* bitmap.h */
 
 /* Memory for one piece of one stripe: blocks by vector index, allocated on first use, kept with the workspace. */
 struct workspace {
@@ -182,6 +188,9 @@ struct rl_array {
     int32_t slot_device[RL_SLOTS_MAX]; /* config: device in the slot (in sync or rebuilding), or -1 */
     int32_t replacement[RL_SLOTS_MAX]; /* config: second device of the slot, or -1 */
     struct rl_superblock sb; /* config: the array-wide fields */
+    struct bitmap *bitmap; /* B6: config; NULL: none */
+    atomic_bool
+        bitmap_due; /* B5: not all devices have it yet, or some have one that is none: nothing is written before a commit; set under config exclusive */
     atomic_uint uneven; /* devices that are good in part only (rebuilding, bad blocks), or more */
     pthread_rwlock_t bad_lock;
     atomic_bool commit_due; /* I1, I12: a failure or a bad block is not on the superblocks or in its log yet */
@@ -265,12 +274,16 @@ int rl_device_take_over(rl_array *a, uint32_t device);
 unsigned rl_slot_writes(const rl_array *a, uint32_t slot, void *data, uint64_t sector, uint64_t length, struct rl_io *ios);
 /* Makes the device `index` of what the configuration says; the array is not open yet, or config is held exclusively. */
 int rl_device_take(rl_array *a, const struct rl_device_config *c, uint32_t index);
+/* Takes it into a running array, on the superblocks too; on failure it was never in. config exclusive */
+int rl_device_join(rl_array *a, const struct rl_device_config *c, uint32_t *device);
 uint64_t rl_uniform_run(const rl_array *a, uint64_t sector, uint64_t sectors);
 bool rl_enough_without(const rl_array *a, int32_t device);
 struct rl_io rl_device_io(const rl_array *a, uint32_t device, uint8_t op, void *buffer, uint64_t offset, uint64_t length);
 
 /* recover.c: the steps of a recovery. Where it must go on: the lowest point that a target has reached (false: there is no target). No config lock held. */
 bool rl_recovery_start(rl_array *a, uint64_t *sector);
+/* Passes over what no target lacks, by the bitmap: how many sectors; if none, *end says how far they lack something. No config lock held. */
+uint64_t rl_recovery_skip(rl_array *a, uint64_t sector, uint64_t total, uint64_t *end);
 /* One slice from `sector` on, at most to `total`; *sectors: how much. config shared */
 int rl_recover_slice(struct request *rq, struct workspace *w, uint64_t sector, uint64_t total, uint64_t *sectors);
 /* Targets that are complete take their place; an original that was replaced is out. No config lock held. */
@@ -304,6 +317,37 @@ int rl_bad_write_log(struct device *d);
 bool rl_bad_tolerable(rl_array *a, uint32_t device, uint64_t sector, uint64_t sectors);
 bool rl_bad_narrow(struct request *rq, const struct rl_io *ios, unsigned index, struct losses *lost);
 void rl_bad_settle_writes(struct request *rq, const struct rl_io *ios, unsigned count, const struct losses *lost);
+
+/* bitmap.c. What the next piece of a change may touch, marked before it is written; config shared from begin to end. -errno: it cannot be marked, and must not be written. What failed is in rq. */
+struct bitmap_hold {
+    struct bitmap *b;
+    uint64_t first, last; /* regions */
+};
+int rl_bitmap_begin(struct request *rq, uint64_t length, uint64_t offset, struct bitmap_hold *hold);
+/* The same of a range that is given as a resync counts sectors. */
+int rl_bitmap_begin_sectors(struct request *rq, uint64_t sector, uint64_t sectors, struct bitmap_hold *hold);
+void rl_bitmap_end(struct bitmap_hold *hold);
+/* A piece was written in part and could not be undone: parity or copies do not agree there, and a resync has to mend it. Sectors as a resync counts them. */
+void rl_set_resync_back(rl_array *a, uint64_t sector, uint64_t sectors);
+/* Where from `sector` on a resync has work to do, or `total`; *end: how far it is about the same region. */
+uint64_t rl_bitmap_resync_next(rl_array *a, uint64_t sector, uint64_t total, uint64_t *end);
+/* The resync is done with the region of that sector: it agrees now. */
+void rl_bitmap_resync_passed(rl_array *a, uint64_t sector);
+/* There is a bitmap: how much of a slot's device, from that member sector on and at most so much, is alike: marked, or not. config */
+uint64_t rl_bitmap_run(const rl_array *a, uint32_t slot, uint64_t sector, uint64_t sectors, bool *marked);
+/* B4, config exclusive: head, and where they may be wanting bits, onto a device in a slot. 0 or the device's -errno. */
+int rl_bitmap_write_to(rl_array *a, uint32_t device);
+int rl_bitmap_service(rl_array *a); /* ms until the next sweep */
+void rl_bitmap_close(rl_array *a);
+
+/* bitmap_admin.c; config exclusive, or not open yet */
+int rl_bitmap_open(rl_array *a);
+void rl_bitmap_free(rl_array *a);
+/* -EINVAL: a device with that superblock has no room for the array's bitmap. */
+int rl_bitmap_check_room(const rl_array *a, const char *call, const rl_member *member, const struct rl_superblock *own);
+int rl_bitmap_take_former(rl_array *a, rl_member *member, const struct rl_superblock *own, const uint64_t *bad_blocks,
+                          uint32_t bad_block_count, uint32_t *device);
+int rl_bitmap_set(rl_array *a, uint32_t chunk_bytes, int32_t offset_sectors, uint32_t reserved_sectors);
 
 /* metadata.c; config lock exclusive */
 int rl_metadata_commit(rl_array *a);
@@ -339,8 +383,6 @@ int rl_stripe_read(struct request *rq, void *buffer, uint64_t length, uint64_t o
 typedef bool rl_bears(const rl_array *a, const void *context, const struct rl_io *ios, unsigned count, const struct losses *lost,
                       unsigned which);
 int rl_judge_writes(struct request *rq, struct rl_io *ios, unsigned count, rl_bears *bears, const void *context, struct losses *lost);
-/* A piece was written in part and could not be undone: parity or copies do not agree from there on, and a resync has to mend it. */
-void rl_set_resync_back(rl_array *a, uint64_t sector);
 /* Writes `length` good bytes over a sector that could not be read, and reads them back from the device. */
 void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, uint64_t offset);
 

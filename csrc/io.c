@@ -139,10 +139,10 @@ int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, u
     return rc;
 }
 
-/* Writes may begin: the superblocks say active. */
+/* Writes may begin: the superblocks say active (I3), every device has the bitmap (B5). */
 static int ensure_active(rl_array *a)
 {
-    if (atomic_load(&a->active))
+    if (atomic_load(&a->active) && !atomic_load(&a->bitmap_due))
         return 0;
     pthread_rwlock_wrlock(&a->config);
     int rc = rl_metadata_set_active(a);
@@ -232,8 +232,13 @@ static int change_all(rl_array *a, struct workspace *w, const struct change *c, 
         if (rc)
             break;
         pthread_rwlock_rdlock(&a->config);
-        if (atomic_load(&a->active)) /* else it went clean in between: once more */
-            step = change_piece(&rq, w, c, done, length - done, offset + done);
+        if (atomic_load(&a->active) && !atomic_load(&a->bitmap_due)) { /* else it went clean in between: once more */
+            struct bitmap_hold hold;
+            step = rl_bitmap_begin(&rq, length - done, offset + done, &hold); /* B1 */
+            if (step == 0)
+                step = change_piece(&rq, w, c, done, length - done, offset + done);
+            rl_bitmap_end(&hold);
+        }
         rl_request_doubted(&rq);
         pthread_rwlock_unlock(&a->config);
         int settled = rl_request_settle(&rq); /* I1 */

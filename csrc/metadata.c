@@ -1,7 +1,7 @@
 /* metadata.c: when superblocks are written, and in which order. Everything here runs with the config lock held exclusively: no request is under way.
  *
  * A commit raises `events` by one and writes the superblock of every device that is not faulty, spares included, then flushes. A device's bad-block
- * log, where it has changed, comes before its superblock (badblocks.c). A device that cannot take its superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
+ * log, where it has changed, comes before its superblock (badblocks.c), and the heads of the bitmap before all superblocks (bitmap.c, B4). A device that cannot take its superblock is out, and the commit is done again, so that what is on the survivors says so (I1).
  *
  *   S1  What failed and is not on the superblocks yet is due (commit_due): no write is acknowledged before a commit has succeeded (I1, rl_request_settle).
  *   S2  No device in use is ever more than one event count behind the others: with two it would be stale at the next start. So a full file system costs commits, not members.
@@ -63,7 +63,7 @@ static void stamp_roles(const rl_array *a, struct rl_superblock *out)
 /* The superblock of device d as of now. */
 void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_superblock *out)
 {
-    const uint32_t kept = RL_FEATURE_RAID0_LAYOUT;
+    const uint32_t kept = RL_FEATURE_RAID0_LAYOUT | RL_FEATURE_BITMAP;
     *out = a->sb;
     out->data_offset = d->sb.data_offset;
     out->data_size = d->sb.data_size;
@@ -83,6 +83,7 @@ void rl_metadata_stamp(const rl_array *a, const struct device *d, struct rl_supe
         out->resync_offset = 0;
     if (d->state == RL_DEVICE_REBUILDING || d->state == RL_DEVICE_REPLACEMENT) {
         out->feature_map |= RL_FEATURE_RECOVERY | (d->state == RL_DEVICE_REPLACEMENT ? RL_FEATURE_REPLACEMENT : 0u);
+        out->feature_map |= d->by_bitmap ? RL_FEATURE_RECOVERY_BITMAP : 0u;
         out->recovery_offset = d->durable;
     }
     if (rl_bad_logged(a, d))
@@ -132,15 +133,12 @@ static int raise_events(rl_array *a)
     return 0;
 }
 
-/* Writes the superblock of a device as of the current event count. 1: it could not, and is out; -errno: nor may it be out. */
-static int update_device(rl_array *a, uint32_t device)
+/* What became of a device that was to get its part of a commit. 1: it could not, and is out; -errno: nor may it be out. */
+static int judge_update(rl_array *a, uint32_t device, int written)
 {
-    struct device *d = a->devices[device];
-    int written = write_superblock(a, d);
-    if (written == 0) {
-        d->written_events = a->sb.events;
+    const struct device *d = a->devices[device];
+    if (written == 0)
         return 0;
-    }
     if (rl_is_space_error(written)) {
         rl_note_full(a, (int32_t)device);
         return rl_fail(ENOSPC, "rl_metadata_commit", d->slot, 0, "no space for the superblock of %s", d->member->name);
@@ -155,10 +153,29 @@ static int update_device(rl_array *a, uint32_t device)
                    d->member->name);
 }
 
+/* Writes the superblock of a device as of the current event count. Results as above. */
+static int update_device(rl_array *a, uint32_t device)
+{
+    struct device *d = a->devices[device];
+    int rc = judge_update(a, device, write_superblock(a, d));
+    if (rc == 0)
+        d->written_events = a->sb.events;
+    return rc;
+}
+
+/* B4: before any superblock has the current count, all bitmaps have it. A device that cannot take it is out. */
+static int update_bitmaps(rl_array *a)
+{
+    int rc = 0;
+    for (uint32_t i = 0; rc >= 0 && i < a->device_count; i++)
+        rc = takes_superblock(a->devices[i]) ? judge_update(a, i, rl_bitmap_write_to(a, i)) : 0;
+    return rc < 0 ? rc : 0;
+}
+
 /* S2: before the count is raised once more, whoever did not get the last one (no space, an error of a member that is needed) gets it now, or it is not raised. */
 static int catch_up(rl_array *a)
 {
-    int rc = 0;
+    int rc = update_bitmaps(a);
     for (uint32_t i = 0; rc >= 0 && i < a->device_count; i++) {
         if (takes_superblock(a->devices[i]) && a->devices[i]->written_events < a->sb.events)
             rc = update_device(a, i);
@@ -172,6 +189,9 @@ static int write_superblocks(rl_array *a)
     int rc = 0;
     for (bool again = true; again;) {
         again = false;
+        rc = update_bitmaps(a);
+        if (rc)
+            return rc;
         for (uint32_t i = 0; i < a->device_count; i++) {
             int done = takes_superblock(a->devices[i]) ? update_device(a, i) : 0;
             again |= done > 0;
@@ -181,8 +201,10 @@ static int write_superblocks(rl_array *a)
             rc = raise_events(a);
         again &= rc == 0; /* else the failures are recorded by the commit that succeeds (commit_due) */
     }
-    if (rc == 0)
+    if (rc == 0) {
         atomic_store(&a->commit_due, false);
+        atomic_store(&a->bitmap_due, false);
+    }
     return rc;
 }
 
@@ -199,6 +221,7 @@ int rl_metadata_commit_led(rl_array *a, uint32_t leader, bool *led)
     int rc = catch_up(a);
     *led = false;
     rc = rc ? rc : raise_events(a);
+    rc = rc ? rc : update_bitmaps(a);
     if (rc)
         return rc;
     rc = write_superblock(a, d);
@@ -252,12 +275,13 @@ uint64_t rl_lock_flushed(rl_array *a, struct request *rq)
 
 int rl_metadata_set_active(rl_array *a)
 {
-    if (atomic_load(&a->active))
+    bool active = atomic_load(&a->active);
+    if (active && !atomic_load(&a->bitmap_due))
         return 0;
     atomic_store(&a->active, true);
     int rc = rl_metadata_commit(a);
     if (rc)
-        atomic_store(&a->active, false);
+        atomic_store(&a->active, active);
     return rc;
 }
 

@@ -196,7 +196,7 @@ static int judge_copies(struct request *rq, struct workspace *w, const struct rl
     if (rc == 0)
         rl_bad_settle_writes(rq, w->io, count, &lost);
     if (differ)
-        rl_set_resync_back(rq->a, rq->a->g.level == 10 ? offset / RL_SECTOR : places[0].sector);
+        rl_set_resync_back(rq->a, rq->a->g.level == 10 ? offset / RL_SECTOR : places[0].sector, w->io[0].length / RL_SECTOR);
     return rc;
 }
 

@@ -231,6 +231,34 @@ int rl_badblocks_decode(const void *log, size_t length, unsigned shift, uint64_t
  * of entries, which with log NULL is all that it does; -ENOSPC if they do not fit, -EINVAL for a range that no entry can name. */
 int rl_badblocks_encode(const uint64_t *pairs, unsigned count, unsigned shift, void *log, size_t length);
 
+/* ---- Write-intent bitmaps (bitmap_format.c: pure) ------------------------------------------------------------------ */
+
+#define RL_BITMAP_HEAD_BYTES 256 /* of a bitmap's superblock; the bits follow it, bit i in byte i / 8, mask 1 << i % 8 */
+#define RL_BITMAP_STALE 2 /* state: the bits say nothing; all count as set */
+#define RL_BITMAP_WRITE_ERROR 4
+#define RL_BITMAP_CHUNK_MIN 4096 /* bytes; what is made here */
+
+/* A bitmap's superblock, decoded. md-format.md 3.1. */
+struct rl_bitmap_superblock {
+    uint32_t version; /* 4; or 3, the same on a little-endian host */
+    uint8_t set_uuid[16]; /* as in rl_superblock, in the byte order of a 1.x one: rl_bitmap_uuid */
+    uint64_t events, events_cleared;
+    uint64_t sync_sectors; /* what it covers: sectors of each member; raid10: of the array */
+    uint32_t state, chunk_bytes, daemon_sleep_s, write_behind, sectors_reserved, nodes;
+};
+
+/* Decodes RL_BITMAP_HEAD_BYTES. -ENOENT: no bitmap is there; -EPROTONOSUPPORT: one of a clustered or lockless kind, or of a version unknown to md; -EINVAL: a field out of its range.
+ * The text names it. Hostile input is safe. */
+int rl_bitmap_decode(const void *head, struct rl_bitmap_superblock *out);
+void rl_bitmap_encode(const struct rl_bitmap_superblock *sb, void *head);
+/* The UUID that the bitmap of an array with that superblock bears: 0.90 stores its four words the other way round. */
+void rl_bitmap_uuid(const struct rl_superblock *sb, uint8_t *uuid);
+/* Bits that cover so many sectors, and the bytes on the member, head included, in whole 4096. */
+uint64_t rl_bitmap_bits(uint64_t sync_sectors, uint32_t chunk_bytes);
+uint64_t rl_bitmap_bytes(uint64_t sync_sectors, uint32_t chunk_bytes);
+/* The smallest chunk with which a bitmap fits into so many sectors, as mdadm finds it (md-format.md 3.3). */
+uint64_t rl_bitmap_chunk_min(uint64_t sync_sectors, uint64_t room_sectors);
+
 /* ---- Members (member.c) ------------------------------------------------------------------------------------------- */
 
 typedef struct rl_member rl_member;
@@ -393,6 +421,7 @@ struct rl_device_config {
     const uint64_t *bad_blocks; /* pairs {first sector, sectors}, absolute, disjoint; copied */
     uint32_t bad_block_count;
     uint64_t recovered_sectors; /* RL_DEVICE_REBUILDING, _REPLACEMENT */
+    uint32_t by_bitmap; /* RL_DEVICE_REBUILDING: above recovered_sectors only what the bitmap marks is out of date */
 };
 
 struct rl_array_config {
@@ -410,7 +439,8 @@ struct rl_array_config {
 };
 
 /* Opens an array out of devices that the caller has judged (assembly.py): no policy here. Writes nothing. The engine refuses what it could not
- * serve right: -EINVAL (slots used twice, a member smaller than its superblock says), -ENODEV where the content cannot be read. */
+ * serve right: -EINVAL (slots used twice, a member smaller than its superblock says), -ENODEV where the content cannot be read. With RL_FEATURE_BITMAP in the superblock, and not
+ * read-only, the bitmap is read from the members in sync: -EBADMSG where none holds one that can be used. */
 int rl_array_open(const struct rl_array_config *config, rl_array **out);
 
 /* Marks it clean (rw), lets the members go. -EBUSY while a sync handle, a call or a member made of it lives. Whatever it returns but -EBUSY, the handle is gone; < 0 says that
@@ -445,6 +475,24 @@ int rl_array_activate_spare(rl_array *array, uint32_t device, int32_t slot);
  * -EOPNOTSUPP: a 0.90 superblock cannot say it. */
 int rl_array_replace(rl_array *array, uint32_t device, uint32_t slot);
 
+/* Takes a former member back into the slot that its own superblock names, as RL_DEVICE_REBUILDING of which a recovery copies only what the bitmap has marked since it was away. bad_blocks:
+ * its log's, as in rl_device_config. -ENOENT: there is no bitmap, it has been away for longer than the bitmap reaches back, or it was used apart: it can come in as a spare
+ * only. -EBUSY: its slot or its device number is taken. */
+int rl_array_readd(rl_array *array, rl_member *member, const struct rl_superblock *superblock, const uint64_t *bad_blocks,
+                   uint32_t bad_block_count, uint32_t *device);
+/* Gives the array a write-intent bitmap of that chunk, `offset_sectors` from each superblock, in an area of reserved_sectors; or with chunk_bytes 0 takes it away. -EEXIST: it has one;
+ * -EBUSY: a resync is due, a job runs, or (taking away) a member is being recovered by it; -EINVAL: it does not fit there, on some device; -EOPNOTSUPP: the level has no redundancy. */
+int rl_array_set_bitmap(rl_array *array, uint32_t chunk_bytes, int32_t offset_sectors, uint32_t reserved_sectors);
+
+struct rl_bitmap_status {
+    uint32_t chunk_bytes; /* 0: the array has no bitmap (one that is open read-only: it was not looked at) */
+    uint32_t daemon_sleep_s;
+    uint64_t bits, set; /* in all, and those that are set on the members */
+    uint64_t needed; /* of those, what a resync has to go over */
+    uint64_t events_cleared;
+};
+void rl_array_bitmap(rl_array *array, struct rl_bitmap_status *out);
+
 #define RL_STATE_CLEAN 1 /* no write is open; parity and copies agree */
 #define RL_STATE_ACTIVE 2 /* writes may be open, or a resync is due */
 #define RL_STATE_FAILED 4 /* more is lost than the level bears */
@@ -474,6 +522,7 @@ struct rl_device_status {
     uint64_t read_errors, corrected_reads;
     uint64_t write_errors; /* blocks that could not be written, and are marked as bad for it */
     uint64_t bad_block_count; /* ranges */
+    uint32_t by_bitmap; /* RL_DEVICE_REBUILDING: 1: it was away, and only what changed meanwhile is copied */
     char reason[160]; /* why it is faulty */
 };
 int rl_array_device(rl_array *array, uint32_t device, struct rl_device_status *out);

@@ -28,6 +28,46 @@ bool rl_recovery_start(rl_array *a, uint64_t *sector)
     return any;
 }
 
+/* How much from there on is alike: of every target that has come so far good already (*skip), or not. config lock held, either way. */
+static uint64_t alike(const rl_array *a, uint64_t sector, uint64_t total, bool *skip)
+{
+    uint64_t run = total - sector;
+    bool any = false;
+    *skip = true;
+    for (uint32_t i = 0; i < a->device_count; i++) {
+        const struct device *d = a->devices[i];
+        bool marked = true;
+        if (!is_target(d) || atomic_load(&d->recovered) != sector)
+            continue;
+        any = true;
+        if (d->by_bitmap)
+            run = rl_bitmap_run(a, (uint32_t)d->slot, sector, run, &marked);
+        *skip &= !marked;
+    }
+    *skip &= any;
+    return run;
+}
+
+uint64_t rl_recovery_skip(rl_array *a, uint64_t sector, uint64_t total, uint64_t *end)
+{
+    bool skip = false;
+    pthread_rwlock_rdlock(&a->config);
+    uint64_t run = alike(a, sector, total, &skip);
+    pthread_rwlock_unlock(&a->config);
+    *end = sector + run;
+    if (!skip)
+        return 0;
+    pthread_rwlock_wrlock(&a->config); /* a write that is under way may be about to mark it, and has seen where the targets are */
+    run = alike(a, sector, total, &skip);
+    *end = sector + run;
+    for (uint32_t i = 0; skip && i < a->device_count; i++) {
+        if (is_target(a->devices[i]) && atomic_load(&a->devices[i]->recovered) == sector)
+            atomic_store(&a->devices[i]->recovered, sector + run);
+    }
+    pthread_rwlock_unlock(&a->config);
+    return skip ? run : 0;
+}
+
 static int write_targets(struct request *rq, const int32_t *devices, unsigned count, void *data, uint64_t sector, uint64_t length)
 {
     for (unsigned j = 0; j < count; j++) {
@@ -103,14 +143,14 @@ static int recover_carefully(struct request *rq, struct workspace *w, const stru
     return rc;
 }
 
-static int recover_stripe(struct request *rq, struct workspace *w, uint64_t sector, uint64_t *sectors)
+static int recover_stripe(struct request *rq, struct workspace *w, uint64_t sector, uint64_t total, uint64_t *sectors)
 {
     rl_array *a = rq->a;
     struct stripe st;
     uint8_t want[RL_VECTOR_MAX] = {0};
     rl_stripe_look(a, sector / a->g.chunk_sectors, &st);
     pthread_mutex_lock(rl_stripe_lock(a, st.number));
-    *sectors = rl_min(a->g.chunk_sectors - sector % a->g.chunk_sectors, RL_SLICE_BYTES / RL_SECTOR);
+    *sectors = rl_min(a->g.chunk_sectors - sector % a->g.chunk_sectors, rl_min(RL_SLICE_BYTES / RL_SECTOR, total - sector));
     *sectors = rl_uniform_run(a, sector, *sectors);
     for (unsigned i = 0; i < st.nd + st.np; i++) {
         int32_t slot = st.slot_of[i];
@@ -184,7 +224,7 @@ int rl_recover_slice(struct request *rq, struct workspace *w, uint64_t sector, u
 {
     rl_array *a = rq->a;
     if (a->g.parity)
-        return recover_stripe(rq, w, sector, sectors);
+        return recover_stripe(rq, w, sector, total, sectors);
     uint64_t unit = a->g.chunk_sectors ? a->g.chunk_sectors : RL_SLICE_BYTES / RL_SECTOR;
     *sectors = rl_min(unit - sector % unit, rl_min(RL_SLICE_BYTES / RL_SECTOR, total - sector));
     *sectors = rl_uniform_run(a, sector, *sectors);
@@ -215,6 +255,7 @@ int rl_recovery_finish(rl_array *a, uint64_t total)
             continue;
         }
         d->state = RL_DEVICE_IN_SYNC;
+        d->by_bitmap = false;
         atomic_store(&d->recovered, RL_MAX_SECTOR);
         rl_count_uneven(a);
         rl_event_post(a, RL_EVENT_SPARE_ACTIVE, (int32_t)i, 0, "rebuilt and in sync");

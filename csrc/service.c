@@ -1,4 +1,4 @@
-/* service.c: what belongs to no request, on one thread of the owner: the array goes clean after idle time, members are looked after, events are handed out.
+/* service.c: what belongs to no request, on one thread of the owner: the array goes clean after idle time, marks of the bitmap are cleared, members are looked after, events are handed out.
  */
 #include "internal.h"
 
@@ -121,10 +121,10 @@ int rl_array_service(rl_array *a)
         if (atomic_load(&a->full))
             look_for_space(a);
     }
-    int clean_ms = go_clean_if_idle(a);
+    int clean_ms = go_clean_if_idle(a), sweep_ms = rl_bitmap_service(a);
     now = a->clock_ns(a->clock_context);
     uint64_t probe_ms = a->next_probe_ns > now ? (a->next_probe_ns - now) / 1000000u + 1 : 1;
-    return (int)rl_min((uint64_t)clean_ms, probe_ms);
+    return (int)rl_min(rl_min((uint64_t)clean_ms, (uint64_t)sweep_ms), probe_ms);
 }
 
 static void after(struct timespec *until, int ms)

@@ -67,14 +67,6 @@ void rl_heal(struct request *rq, uint32_t device, void *good, uint64_t length, u
     rl_event_post(a, RL_EVENT_READ_CORRECTED, (int32_t)device, offset, "an unreadable block was rewritten from the redundancy");
 }
 
-void rl_set_resync_back(rl_array *a, uint64_t sector)
-{
-    uint64_t resync = atomic_load(&a->resync);
-    bool redundant = a->g.parity || a->g.copies > 1;
-    while (redundant && resync > sector && !atomic_compare_exchange_weak(&a->resync, &resync, sector))
-        ;
-}
-
 /* Finds out which blocks of failed writes it is that cannot be written; members for which that is no answer are failed. */
 static void judge_failures(struct request *rq, struct rl_io *ios, unsigned count, struct losses *lost)
 {
@@ -634,7 +626,7 @@ static int rect_mend(struct request *rq, struct workspace *w, struct workspace *
     }
     int mended = old ? rect_undo(rq, r, old, w->io, count) : rect_restripe(rq, w, r);
     if (mended) {
-        rl_set_resync_back(a, stripe_sector(a, &r->st, r->from));
+        rl_set_resync_back(a, stripe_sector(a, &r->st, r->from), (r->to - r->from) / RL_SECTOR);
         if ((old || !rect_give_up_parity(rq, r)) && !atomic_exchange(&a->broken, true))
             rl_event_post(a, RL_EVENT_FAIL, (int32_t)w->io[0].device, 0,
                           "a degraded stripe could be neither written nor put back: the array has failed");

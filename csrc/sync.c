@@ -33,6 +33,7 @@ struct rl_sync {
     struct rl_mismatch *found; /* lock */
     unsigned found_count;      /* lock */
     uint64_t users_seen, checkpoint_at, checkpoint_ns; /* the running thread's */
+    uint64_t end; /* of what the next slice may reach: the bitmap says the same of it; the running thread's */
 };
 
 /* ---- life --------------------------------------------------------------------------------------------------------- */
@@ -491,7 +492,7 @@ static int compare_slice(rl_sync *s, struct request *rq, struct workspace *w, ui
     rl_array *a = s->a;
     uint64_t end = 0, region = sector, block = a->block_bytes / RL_SECTOR;
     struct stripe stripe, *st = a->g.parity ? &stripe : NULL;
-    *sectors = rl_min(RL_SLICE_BYTES / RL_SECTOR, atomic_load(&s->total) - sector);
+    *sectors = rl_min(RL_SLICE_BYTES / RL_SECTOR, s->end - sector);
     if (st) {
         rl_stripe_look(a, sector / a->g.chunk_sectors, st);
         *sectors = rl_min(*sectors, a->g.chunk_sectors - sector % a->g.chunk_sectors);
@@ -550,9 +551,14 @@ static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_
 {
     rl_array *a = s->a;
     struct request rq = {.a = a};
+    struct bitmap_hold hold = {0};
+    int rc = 0;
     pthread_rwlock_rdlock(&a->config);
-    int rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, atomic_load(&s->total), step)
-                                        : compare_slice(s, &rq, w, position, step);
+    if (s->kind == RL_SYNC_REPAIR) /* B1: who is away lacks what is mended, as what is written */
+        rc = rl_bitmap_begin_sectors(&rq, position, rl_min(RL_SLICE_BYTES / RL_SECTOR, s->end - position), &hold);
+    if (rc == 0)
+        rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, s->end, step) : compare_slice(s, &rq, w, position, step);
+    rl_bitmap_end(&hold);
     if (rc == -EIO) /* what nobody had may be with a member that somebody else has just found failed */
         rl_request_doubted(&rq);
     pthread_rwlock_unlock(&a->config);
@@ -565,23 +571,43 @@ static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_
     return rc ? rc : settled;
 }
 
+/* Passes over what, by the bitmap, needs nothing to be done: how many sectors. */
+static uint64_t skip(rl_sync *s, uint64_t position, uint64_t total)
+{
+    uint64_t next = 0, expected = position;
+    if (s->kind == RL_SYNC_RECOVER) /* what is marked stays so while a slot is not in sync (B2) */
+        return position < s->end ? 0 : rl_recovery_skip(s->a, position, total, &s->end);
+    s->end = total;
+    if (s->kind != RL_SYNC_RESYNC)
+        return 0;
+    next = rl_bitmap_resync_next(s->a, position, total, &s->end);
+    if (next > position)
+        atomic_compare_exchange_strong(&s->a->resync, &expected, next);
+    return next - position;
+}
+
 static int walk(rl_sync *s, struct workspace *w, uint64_t start)
 {
     rl_array *a = s->a;
     uint64_t total = atomic_load(&s->total), walked = 0;
     s->checkpoint_at = start + total / CHECKPOINT_PARTS;
+    s->end = 0;
     for (uint64_t position = start, step = 0; position < total; position += step) {
         uint64_t before = a->clock_ns(a->clock_context), lowest = 0;
         if (atomic_load(&s->cancelled))
             return rl_fail(ECANCELED, CALL, -1, position * RL_SECTOR, "cancelled");
         if (s->kind == RL_SYNC_RECOVER && !rl_recovery_start(a, &lowest))
             return rl_fail(ENODEV, CALL, -1, position * RL_SECTOR, "the member that was being rebuilt is gone");
-        int rc = one_slice(s, w, position, &step);
+        uint64_t skipped = skip(s, position, total);
+        int rc = skipped ? 0 : one_slice(s, w, position, &step);
+        step = skipped ? skipped : step;
+        if (s->kind == RL_SYNC_RESYNC && !skipped && rc == 0 && position + step == s->end)
+            rl_bitmap_resync_passed(a, position);
         if (rc == 0)
             rc = checkpoint_if_due(s, position + step);
         if (rc)
             return rc;
-        walked += step;
+        walked += skipped ? 0 : step;
         atomic_store(&s->done, position + step);
         atomic_store(&a->mismatch_count, s->kind >= RL_SYNC_CHECK ? atomic_load(&s->mismatches) : atomic_load(&a->mismatch_count));
         keep_pace(s, a->clock_ns(a->clock_context) - before, walked);
@@ -615,11 +641,9 @@ static int run_comparison(rl_sync *s, struct workspace *w)
     }
     for (uint64_t start = atomic_load(&a->resync); rc == 0 && start != RL_MAX_SECTOR; start = atomic_load(&a->resync)) {
         rc = start < atomic_load(&s->total) ? walk(s, w, start) : 0;
-        uint64_t end = atomic_load(&s->total);
-        if (rc == 0 && (start >= end || atomic_compare_exchange_strong(&a->resync, &end, RL_MAX_SECTOR))) {
-            atomic_store(&a->resync, RL_MAX_SECTOR);
+        uint64_t end = rl_max(start, atomic_load(&s->total));
+        if (rc == 0 && atomic_compare_exchange_strong(&a->resync, &end, RL_MAX_SECTOR)) /* else it was set back meanwhile */
             rc = checkpoint(s);
-        }
     }
     return rc;
 }

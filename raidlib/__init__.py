@@ -11,7 +11,20 @@ if TYPE_CHECKING:
     from .errors import RaidError
     from .jobs import Job
     from .member import MemoryDevice, examine, resolve, zero_superblock
-    from .model import Event, JobStatus, Level, MemberState, MemberStatus, Mismatch, State, Status, Superblock
+    from .model import (
+        Bitmap,
+        BitmapHead,
+        Event,
+        JobStatus,
+        Level,
+        MemberState,
+        MemberStatus,
+        Mismatch,
+        State,
+        Status,
+        Superblock,
+        TakenBack,
+    )
     from .opening import create, open, plan
 else:
 
@@ -19,9 +32,9 @@ else:
         """Everything public comes with the first of it that is asked for: so pytest knows the laboratory's plugin at no cost."""
         if name.startswith("__"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        for module in ("opening", "array", "assembly", "engine", "errors", "jobs", "member", "model"):
+        for module in ("opening", "array", "assembly", "engine", "errors", "jobs", "member", "model") if name in __all__ else ():
             found = import_module(f".{module}", __name__)
-            if name in __all__ and hasattr(found, name):
+            if hasattr(found, name):
                 globals()[name] = getattr(found, name)
                 return globals()[name]
         try:
@@ -35,6 +48,8 @@ else:
 __all__ = [
     "Array",
     "Assembly",
+    "Bitmap",
+    "BitmapHead",
     "BlockDevice",
     "Event",
     "Job",
@@ -48,6 +63,7 @@ __all__ = [
     "State",
     "Status",
     "Superblock",
+    "TakenBack",
     "codec",
     "create",
     "errors",

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .model import Level, MemberState, MemberStatus, State, Status
+from .model import Bitmap, Level, MemberState, MemberStatus, State, Status, format_size
 
 _THERE = (MemberState.IN_SYNC, MemberState.REBUILDING, MemberState.REPLACEMENT)
 
 
-def advise(level: Level, state: State, missing: int, may_lose: int, resyncing: bool, members: Sequence[MemberStatus]) -> str:
-    """One or two sentences. missing: slots without a member that is in sync; may_lose: how many more may go, whichever they are."""
+def marked_words(bitmap: Bitmap) -> str:
+    """3 of 512 regions (192 MiB) are marked."""
+    size = f" ({format_size(bitmap.dirty * bitmap.chunk_size)})" if bitmap.dirty else ""
+    of = f"{bitmap.dirty or 'none'} of {bitmap.bits} region{'s' if bitmap.bits != 1 else ''}"
+    return f"{of}{size} {'is' if bitmap.dirty < 2 else 'are'} marked"
+
+
+def _crash_words(level: Level, bitmap: Bitmap | None) -> str:
+    """What a crash means for this array."""
+    has_parity = level in (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS)
+    if bitmap is None:
+        crash = "A crash while writing leaves parity to be resynced"
+        return f" {crash}, and a member lost before that is done can cost stripes that were being written." if has_parity else ""
+    crash = f"After a crash while writing, only the regions that its bitmap marks are resynced ({marked_words(bitmap)} now)"
+    return f" {crash}" + ("; a member lost before that is done can cost old data there." if has_parity else ".")
+
+
+def advise(
+    level: Level,
+    state: State,
+    missing: int,
+    may_lose: int,
+    resyncing: bool,
+    members: Sequence[MemberStatus],
+    bitmap: Bitmap | None = None,
+) -> str:
+    """A few sentences. missing: slots without a member that is in sync; may_lose: how many more may go, whichever they are."""
     out = [m for m in members if m.state in (MemberState.FAULTY, MemberState.STALE)]
     gone = f" Out of it: {', '.join(f'{m.path} ({m.reason})' for m in out)}." if out else ""
     if state is State.FAILED:
@@ -28,16 +53,18 @@ def advise(level: Level, state: State, missing: int, may_lose: int, resyncing: b
     if level <= 0:
         return f"All data are there. {level} has no redundancy: the loss of any member loses the array."
     more = f"{may_lose or 'No'} more member{'s' if may_lose > 1 else ''} may be lost"
-    hole = ""
-    if level in (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS):
-        crash = "A crash while writing leaves parity to be resynced"
-        hole = f" {crash}, and a member lost before that is done can cost stripes that were being written."
+    hole = _crash_words(level, bitmap)
     there = "All other data are there" if marked else "All data are there"
     if missing:
         words = f"{missing} member{'s' if missing > 1 else ''} missing"
-        return f"{there}, with {words}. {more}: add a new member soon.{gone}{hole}"
+        back = (
+            "" if bitmap is None else " A member that was only away comes back by `raidlib re-add`, in the time of what was written since."
+        )
+        return f"{there}, with {words}. {more}: add a new member soon.{back}{gone}{hole}"
     if resyncing:
-        return f"{there}. Redundancy is being made anew (resync); until it is done, a lost member can cost data.{gone}"
+        what = "made anew (resync); until it is done, a lost member can cost data"
+        what += "" if bitmap is None else ", but only where its bitmap says that it may not agree"
+        return f"{there}. Redundancy is being {what}.{gone}"
     spare = f"{may_lose} member{'s' if may_lose > 1 else ''} may be lost without losing data"
     return f"{there}. {spare}.{gone}{hole}"
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import creation, runtime
+from . import bitmap, creation, incoming, report, runtime
 from .advice import advise, advise_tree, files_may_lose
 from .assembly import DEVICE_STATES, Plan
 from .engine import MemberHandle, buffer_of, check, event_of, ffi, last_error, lib
-from .errors import BusyError, NoSuperblockError, RaidError, ReadOnlyError, RefusedError, UnsupportedError, UsageError, from_errno
+from .errors import BusyError, RaidError, ReadOnlyError, UnsupportedError, UsageError, from_errno
 from .holders import OwnLock
 from .jobs import Job
 from .member import (
@@ -22,8 +22,6 @@ from .member import (
     Member,
     MemberSource,
     close_all,
-    read_superblock,
-    role_of,
     uuid_text,
 )
 from .model import (
@@ -31,12 +29,13 @@ from .model import (
     SECTOR,
     Event,
     Level,
-    MemberState,
     MemberStatus,
     State,
     Status,
+    TakenBack,
     format_size,
     layout_name,
+    parse_size,
 )
 from .rawfile import RawArray
 
@@ -49,13 +48,15 @@ class Array:
     def __init__(self, judged: Plan, read_only: bool, held: runtime.Claim | None = None, deadline: float | None = None) -> None:
         sb = judged.freshest.sb
         self.read_only, self.deadline = read_only, deadline
-        self.notes: list[str] = []
+        self.notes: list[str] = list(judged.notes)
         self._sb, self._geometry = sb, judged.geometry
         self._used = judged.used()
         self._left_out = [c for c in judged.candidates if not c.used]
         self._left_out_places = [(c.member.path, c.member.real_path) for c in self._left_out]
         self._set_aside = judged.set_aside
         self._members: list[Member | None] = [c.member for c in self._used]
+        self._taken_back: dict[int, TakenBack] = {}
+        self._bitmap_at_rest = report.bitmap_at_rest(self._used) if read_only else None
         self._gate = threading.Condition()
         self._calls, self._closed, self._started = 0, False, time.time()
         self._admin = OwnLock("the array")
@@ -375,7 +376,8 @@ class Array:
     def add(self, member: MemberSource | Member, *, force: bool = False) -> Job | None:
         """Takes a new member in. Where a slot is empty, its rebuild starts: the Job; else it is a spare: None.
 
-        What it holds is overwritten; a member of another array only with force. One that has failed in an inner array goes back there.
+        What it holds is overwritten; a member of another array only with force. One that has failed in an inner array goes back there. A
+        former member of this array comes back as by re_add(), as with mdadm.
         """
         if not isinstance(member, Member) and (inner := self._inner_with(member)) is not None:
             return inner.add(member, force=force)
@@ -383,62 +385,80 @@ class Array:
             self._take_in(self._open_new(member), force)
             return self._use_spare()
 
-    def _take_in(self, opened: Member, force: bool) -> int:
-        """Makes a new member a spare, or closes it; its index."""
-        try:
-            self._refuse_new(opened, force)
-            sb = self._new_superblock(opened)
-            with self._use() as handle:
-                self._add_to_engine(handle, opened, sb)
-        except BaseException:
-            opened.close()
-            raise
-        self._members.append(opened)
-        source = opened.path if opened._device is None else opened._device
-        self._left_out = [c for c in self._left_out if not self._is(c.member, source)]
-        creation.clear_badblock_log(sb, opened)
-        return len(self._members) - 1
-
-    def _add_to_engine(self, handle: Any, opened: Member, sb: Any) -> None:
-        result = lib.rl_array_add(handle, opened.handle.pointer, sb, ffi.new("uint32_t *"))
-        if result < 0:
-            status = ffi.new("struct rl_array_status *")
-            problem = from_errno(-result, last_error()[2])
-            lib.rl_array_status(handle, status)
-            self._members += [None] * (status.device_count - len(self._members))  # the number of one that could not be written is used up
-            raise problem
-
     def re_add(self, member: MemberSource | Member) -> Job | None:
-        """Takes a former member of this array back, into its old slot where that is empty; all of it is rebuilt, without a bitmap."""
+        """Takes a former member of this array back, into its old slot where that is empty.
+
+        With a write-intent bitmap that reaches back so far only what was written meanwhile is copied; else all of it is rebuilt. Which it
+        was, and how much, is in the member's status (`taken_back`).
+        """
         if not isinstance(member, Member) and (inner := self._inner_with(member)) is not None:
             return inner.re_add(member)
         with self._admin:
             opened = self._open_new(member)
             try:
-                slot = self._former_slot(opened)
+                slot = incoming.slot_of(incoming.former(opened, self.uuid))
             except BaseException:
                 opened.close()
                 raise
             index = self._take_in(opened, force=False)
-            if slot is not None:
+            if slot is not None and not self._taken_back[index].by_bitmap:
                 with self._use() as handle:
                     result = lib.rl_array_activate_spare(handle, index, slot)
                 if result != -errno.ENOENT:  # it is taken: then any other
                     check(result)
             return self._use_spare()
 
-    def _former_slot(self, opened: Member) -> int | None:
-        """The slot that a former member had by its superblock, None for a spare."""
+    def _take_in(self, opened: Member, force: bool) -> int:
+        """Takes a former member back by the bitmap, or makes a new one a spare; or closes it. Its index."""
+        back = None
         try:
-            sb = read_superblock(opened)
-        except UsageError as error:
-            raise UsageError(f"{error}; `add` takes it as a new member", members=[opened.path]) from None
-        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
-        if uuid != self.uuid:
-            raise UsageError(
-                f"{opened.path} was never in this array, it is a member of {uuid}; `add` takes it as a new member", members=[opened.path]
-            )
-        return role_of(sb)[1]
+            own = incoming.refuse_foreign(opened, self.uuid, force)
+            with self._use() as handle:
+                index = None
+                if incoming.slot_of(own) is not None:
+                    index, back = self._back_by_bitmap(handle, opened, own)
+                if index is None:
+                    index = self._as_spare(handle, opened)
+        except BaseException:
+            opened.close()
+            raise
+        self._members[index] = opened
+        if back is not None:
+            self._taken_back[index] = back
+        source = opened.path if opened._device is None else opened._device
+        self._left_out = [c for c in self._left_out if not self._is(c.member, source)]
+        return index
+
+    def _back_by_bitmap(self, handle: Any, opened: Member, own: Any) -> tuple[int | None, TakenBack]:
+        """Its index, None where it can be a spare only."""
+        result, index = incoming.back_by_bitmap(handle, opened, own)
+        total = int(self._geometry.dev_sectors) * SECTOR
+        if result in (-errno.ENOENT, -errno.EBUSY, -errno.EINVAL):
+            return None, report.taken_back(total, None, last_error()[2])
+        problem = None if result == 0 else from_errno(-result, last_error()[2])
+        self._count_devices(handle)
+        if problem is not None:
+            raise problem
+        return index, report.taken_back(total, report.bitmap_of(handle), "")
+
+    def _as_spare(self, handle: Any, opened: Member) -> int:
+        like, index = ffi.new("struct rl_superblock *"), ffi.new("uint32_t *")
+        template = next(i for i, s in self._devices() if s.state == lib.RL_DEVICE_IN_SYNC)
+        check(lib.rl_array_superblock(handle, template, like))
+        sb = incoming.new_superblock(opened, like, self._geometry.dev_sectors)
+        result = lib.rl_array_add(handle, opened.handle.pointer, sb, index)
+        problem = None if result == 0 else from_errno(-result, last_error()[2])
+        self._count_devices(handle)
+        if problem is not None:
+            raise problem
+        creation.clear_badblock_log(sb, opened)
+        return int(index[0])
+
+    def _count_devices(self, handle: Any) -> None:
+        """The number of one that could not be written is used up, too."""
+        status = ffi.new("struct rl_array_status *")
+        lib.rl_array_status(handle, status)
+        self._members += [None] * (status.device_count - len(self._members))
 
     def _open_new(self, member: MemberSource | Member) -> Member:
         if self.read_only:
@@ -459,37 +479,6 @@ class Array:
                 f"{member} does not exist; `truncate -s {size} {member}` makes a file of the others' size", members=[str(member)]
             )
         return self._open_member(member, direct=any(m.direct for m in self._members if m is not None), deadline=self.deadline)
-
-    def _refuse_new(self, opened: Member, force: bool) -> None:
-        try:
-            sb = read_superblock(opened)
-        except NoSuperblockError:
-            return
-        uuid = uuid_text(bytes(ffi.buffer(sb.set_uuid)))
-        if uuid != self.uuid and not force:
-            raise RefusedError(
-                f"{opened.path} is a member of another array ({uuid}); --yes (force=True) overwrites it, or zero its superblock",
-                members=[opened.path],
-            )
-
-    def _new_superblock(self, opened: Member) -> Any:
-        sectors, like = opened.size // SECTOR, ffi.new("struct rl_superblock *")
-        template = next(i for i, s in self._devices() if s.state == lib.RL_DEVICE_IN_SYNC)
-        with self._use() as handle:
-            check(lib.rl_array_superblock(handle, template, like))
-        at = lib.rl_superblock_sector(like.version, sectors)
-        needed = (like.data_offset + self._geometry.dev_sectors) * SECTOR
-        if at == MAX_SECTOR or opened.size < needed:
-            raise UsageError(
-                f"{opened.path} is too small: {format_size(opened.size)}, and the array needs {format_size(needed)} "
-                f"and its metadata on each member",
-                members=[opened.path],
-            )
-        reserved = like.super_offset - like.data_offset - like.data_size  # 1.0: what lies between the data and the superblock
-        room = sectors - like.data_offset if like.version in (101, 102) else at - like.data_offset - max(reserved, 0)
-        like.devflags = like.corrected_reads = 0
-        creation.prepare_device(like, like.data_offset, at, max(room, 0), like.size_sectors)
-        return like
 
     def replace(self, member: int | MemberSource, new: MemberSource | Member, *, force: bool = False) -> Job | None:
         """Fills `new` (a new member, or a spare of the array) from `member`, which stays in service meanwhile.
@@ -540,6 +529,35 @@ class Array:
             if status.state == lib.RL_DEVICE_SPARE and opened is not None and not isinstance(new, Member) and self._is(opened, new):
                 return index
         return None
+
+    # -- the write-intent bitmap
+
+    def set_bitmap(self, kind: str, *, chunk: str | int | None = None) -> None:
+        """Gives the array a write-intent bitmap ("internal"), or takes it away ("none"), while it is in use. chunk: bytes of a region."""
+        if kind not in ("internal", "none"):
+            raise UsageError(f"bitmap {kind!r} is neither internal nor none")
+        if kind == "none" and chunk is not None:
+            raise UsageError("--bitmap-chunk goes with --bitmap internal")
+        if self.read_only:
+            raise ReadOnlyError("the array is open read-only")
+        bitmap.refuse_level(self.level)
+        with self._admin, self._use() as handle:
+            there = report.bitmap_of(handle)
+            if kind == "none":
+                if there is None:
+                    raise UsageError("the array has no write-intent bitmap")
+                check(lib.rl_array_set_bitmap(handle, 0, 0, 0))
+                return
+            if there is not None:
+                words = f"the array has a write-intent bitmap, of regions of {format_size(there.chunk_size)}"
+                raise UsageError(f"{words}; for another one take it away first (--bitmap none)")
+            superblocks = []
+            for index, status in self._devices():
+                if status.state not in (lib.RL_DEVICE_FAULTY, lib.RL_DEVICE_REMOVED):
+                    superblocks.append(ffi.new("struct rl_superblock *"))
+                    check(lib.rl_array_superblock(handle, index, superblocks[-1]))
+            where = bitmap.place(superblocks, self._geometry, None if chunk is None else parse_size(chunk))
+            check(lib.rl_array_set_bitmap(handle, where.chunk, where.offset, where.sectors))
 
     # -- jobs
 
@@ -651,10 +669,11 @@ class Array:
         raw = ffi.new("struct rl_array_status *")
         with self._use() as handle:
             lib.rl_array_status(handle, raw)
+            marks = self._bitmap_at_rest if self.read_only else report.bitmap_of(handle)
         members = self._member_statuses()
-        state, lost_more, unsynced = self._state_of(raw), raw.lost_more, raw.resync_sectors != MAX_SECTOR
+        state, lost_more, unsynced = report.state_of(raw), raw.lost_more, raw.resync_sectors != MAX_SECTOR
         files = files_may_lose(state, lost_more, members)
-        words = self._space_words(raw, members) + advise(self.level, state, raw.slots_missing, lost_more, unsynced, members)
+        words = report.space_words(raw, members) + advise(self.level, state, raw.slots_missing, lost_more, unsynced, members, marks)
         sb = self._sb
         return Status(
             uuid=self.uuid,
@@ -670,7 +689,7 @@ class Array:
             read_only=self.read_only,
             degraded=raw.slots_missing,
             may_lose=raw.lost_more,
-            consistency_policy="none" if self.level <= 0 else "resync",
+            consistency_policy=report.policy_of(self.level, marks),
             events=raw.events,
             created=sb.ctime_s + sb.ctime_us / 1e6,
             updated=sb.utime_s + sb.utime_us / 1e6,
@@ -682,63 +701,17 @@ class Array:
             advice=advise_tree(words, files, members),
             files_may_lose=files,
             notes=list(self.notes),
+            bitmap=marks,
         )
-
-    @staticmethod
-    def _space_words(raw: Any, members: list[MemberStatus]) -> str:
-        if not raw.state & lib.RL_STATE_NO_SPACE:
-            return ""
-        where = next((f" under {m.path}" for m in members if m.device is not None and m.device == raw.full_device), "")
-        return f"Nothing is written: no space is left{where}. Make some there, and it goes on by itself. "
-
-    @staticmethod
-    def _state_of(raw: Any) -> State:
-        if raw.state & lib.RL_STATE_FAILED:
-            return State.FAILED
-        if raw.slots_missing:
-            return State.DEGRADED
-        if raw.state & (lib.RL_STATE_READ_ONLY | lib.RL_STATE_NO_SPACE):
-            return State.READ_ONLY
-        return State.ACTIVE if raw.state & lib.RL_STATE_ACTIVE else State.CLEAN
 
     def _member_statuses(self) -> list[MemberStatus]:
         found = []
         for index, status in self._devices():
             opened = self._members[index]
-            if opened is None:
-                continue
-            rebuilding = status.state in (lib.RL_DEVICE_REBUILDING, lib.RL_DEVICE_REPLACEMENT)
-            found.append(
-                MemberStatus(
-                    slot=status.slot if status.slot >= 0 else None,
-                    path=opened.path,
-                    state=DEVICE_STATES[status.state],
-                    device=index,
-                    size=opened.size,
-                    recovered=status.recovered_sectors * SECTOR if rebuilding else None,
-                    read_errors=status.read_errors,
-                    corrected_reads=status.corrected_reads,
-                    write_errors=status.write_errors,
-                    bad_blocks=status.bad_block_count,
-                    array=self._status_of(opened.array),
-                    reason=ffi.string(status.reason).decode(errors="replace").removeprefix(f"{os.path.abspath(opened.path)} "),
-                )
-            )
-        full = {m.slot for m in found if m.state is not MemberState.REPLACEMENT}
-        empty = [
-            MemberStatus(slot=s, path="missing", state=MemberState.REMOVED, reason="no member")
-            for s in range(self.raid_devices)
-            if s not in full
-        ]
+            if opened is not None:
+                found.append(report.member_status(index, status, opened, self._taken_back.get(index)))
         out = [MemberStatus(slot=None, path=c.member.path, state=c.state, reason=c.reason) for c in self._left_out]
-        return sorted(found + empty, key=lambda m: (m.slot is None, m.slot or 0)) + out + self._set_aside
-
-    @staticmethod
-    def _status_of(inner: Array | None) -> Status | None:
-        try:
-            return None if inner is None else inner.status()
-        except UsageError:  # let go of meanwhile, and closed
-            return None
+        return report.all_slots(found, self.raid_devices) + out + self._set_aside
 
     # -- the end
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from . import bitmap
 from .engine import Clock, check, ffi, lib
 from .errors import MixedArraysError, NotEnoughMembersError, RaidError, RefusedError, UnsupportedError, UsageError
 from .member import VERSIONS, Member, device_roles, read_bad_blocks, read_superblock, role_of, uuid_text
@@ -17,15 +18,17 @@ from .model import MAX_SECTOR, SCHEMA, SECTOR, Level, MemberState, MemberStatus,
 PARITY_LEVELS = (Level.RAID4, Level.RAID5, Level.RAID6, Level.RS)
 # What can be read right without being handled; the array opens read-only.
 _READ_ONLY_FEATURES = {
-    lib.RL_FEATURE_BITMAP: "a write-intent bitmap",
     lib.RL_FEATURE_PPL: "a partial parity log (PPL)",
     lib.RL_FEATURE_MULTIPLE_PPL: "a partial parity log (PPL)",
+    lib.RL_FEATURE_CLUSTERED: "a clustered bitmap",
 }
 _REFUSED_FEATURES = {
     lib.RL_FEATURE_RESHAPE: "a reshape under way",
     lib.RL_FEATURE_JOURNAL: "a write journal",
-    lib.RL_FEATURE_CLUSTERED: "a clustered bitmap",
 }
+_USE_MD = "use the kernel's md"
+_DROP_BY_MD = "have the kernel's md take the bitmap away (mdadm --assemble --update=no-bitmap)"
+_DROP_BY_FORCE = "give the bitmap up by --force (force=True): after an unclean stop all is resynced then"
 
 DEVICE_STATES = {
     lib.RL_DEVICE_IN_SYNC: MemberState.IN_SYNC,
@@ -50,6 +53,7 @@ class Candidate:
     reason: str = ""
     bad_blocks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     fit: bool = True  # large enough
+    by_bitmap: bool = False  # above `recovered` only what the bitmap marks is out of date
 
     @property
     def used(self) -> bool:
@@ -75,7 +79,7 @@ class Assembly(Struct, frozen=True, kw_only=True):
     startable: bool  # without any option
     needs_run: bool
     needs_force: bool
-    read_only_only: list[str]  # features that are not handled yet: read-only
+    read_only_only: list[str]  # what keeps it from being written
     problem: str  # why it cannot be started at all, or not without an option; empty: it can
 
 
@@ -89,7 +93,8 @@ class Plan:
     error: RaidError | None = None
     needs_run: bool = False
     needs_force: bool = False
-    read_only_only: list[str] = dataclasses.field(default_factory=list)
+    read_only_only: dict[str, str] = dataclasses.field(default_factory=dict)  # what keeps it from being written, and the way out
+    notes: list[str] = dataclasses.field(default_factory=list)
     clean: bool = True
     set_aside: list[MemberStatus] = dataclasses.field(default_factory=list)  # files that are members no more
 
@@ -139,7 +144,7 @@ class Plan:
             startable=self.error is None,
             needs_run=self.needs_run,
             needs_force=self.needs_force,
-            read_only_only=self.read_only_only,
+            read_only_only=list(self.read_only_only),
             problem=str(self.error) if self.error else "",
         )
 
@@ -155,6 +160,7 @@ def member_statuses(candidates: Iterable[Candidate], raid_disks: int) -> list[Me
             recovered=c.recovered * SECTOR if c.state in (MemberState.REBUILDING, MemberState.REPLACEMENT) else None,
             bad_blocks=len(c.bad_blocks),
             reason=c.reason,
+            by_bitmap=c.by_bitmap,
             array=c.member.array.status() if c.member.array is not None else None,
         )
         for c in candidates
@@ -173,7 +179,7 @@ def _fill(device: Any, candidate: Candidate) -> Any:
     device.member = candidate.member.handle.pointer
     device.state = _TO_ENGINE[candidate.state]
     device.slot = -1 if candidate.slot is None or candidate.state is MemberState.SPARE else candidate.slot
-    device.superblock = candidate.sb
+    device.superblock, device.by_bitmap = candidate.sb, candidate.by_bitmap
     if candidate.state in (MemberState.REBUILDING, MemberState.REPLACEMENT):
         # the engine rebuilds whole chunks: what is good of the last one is done once more
         device.recovered_sectors = candidate.recovered // max(candidate.sb.chunk_sectors, 8) * max(candidate.sb.chunk_sectors, 8)
@@ -213,6 +219,7 @@ def judge(members: Sequence[Member], *, force: bool = False) -> Plan:
         _refuse_features(plan)
         _make_geometry(plan, force)
         _decide_start(plan, force)
+        _read_bitmap(plan, force)
     except RaidError as error:
         plan.error = error
     return plan
@@ -283,15 +290,17 @@ def _place(c: Candidate, freshest: Candidate, force: bool) -> None:
         c.slot = best.dev_roles[sb.dev_number] if sb.events < best.events else slot
         c.state = {"active": MemberState.IN_SYNC, "rebuilding": MemberState.REBUILDING, "replacement": MemberState.REPLACEMENT}[kind]
         if kind != "active":
-            # guided by a bitmap, the offset says nothing about a member that is to be filled whole
+            # guided by a bitmap, the offset says nothing about a member that is to be filled whole (_read_bitmap: if it is)
             recovering = sb.feature_map & lib.RL_FEATURE_RECOVERY and not sb.feature_map & lib.RL_FEATURE_RECOVERY_BITMAP
             c.recovered = sb.recovery_offset if recovering else 0
         c.bad_blocks = read_bad_blocks(c.member, sb)
 
 
 def _knows(sb: Any, freshest: Candidate) -> bool:
-    slot = role_of(freshest.sb)[1]
-    return slot is None or any(sb.dev_roles[number] == slot for number in range(min(sb.max_dev, lib.RL_SB_DEVS_MAX)))
+    kind, slot = role_of(freshest.sb)
+    if kind != "active":  # it has come in just now, and the others have not heard of it yet: what it lacks it is to get from them
+        return True
+    return any(sb.dev_roles[number] == slot for number in range(min(sb.max_dev, lib.RL_SB_DEVS_MAX)))
 
 
 def _resolve_conflicts(plan: Plan) -> None:
@@ -327,14 +336,44 @@ def _refuse_features(plan: Plan) -> None:
     for bit, name in _REFUSED_FEATURES.items():
         if features & bit:
             raise UnsupportedError(f"the array has {name}, which is not handled yet; let the kernel finish it, or use the kernel's md")
-    plan.read_only_only = sorted({name for bit, name in _READ_ONLY_FEATURES.items() if features & bit})
+    plan.read_only_only = {name: _USE_MD for bit, name in _READ_ONLY_FEATURES.items() if features & bit}
     if features & lib.RL_FEATURE_BAD_BLOCKS and sb.level <= 0:
-        plan.read_only_only.append("a bad-block list with entries, and no redundancy")
+        plan.read_only_only["a bad-block list with entries, and no redundancy"] = _USE_MD
     if features & (lib.RL_FEATURE_PPL | lib.RL_FEATURE_MULTIPLE_PPL) and not plan.clean and len(_in_sync(plan)) < sb.raid_disks:
         raise UnsupportedError(
             "the array was not stopped cleanly and a member is missing: its partial parity log (PPL) would have to be "
             "replayed, which is not handled yet"
         )
+
+
+def _read_bitmap(plan: Plan, force: bool) -> None:
+    """Whether the array's write-intent bitmap can be used, and who is being recovered by it (md-format.md 3.5, 3.7)."""
+    sb = plan.freshest.sb
+    if not sb.feature_map & lib.RL_FEATURE_BITMAP or sb.feature_map & lib.RL_FEATURE_CLUSTERED:
+        return
+    heads, problems, foreign = [], [], False
+    for c in _in_sync(plan):
+        try:
+            heads.append(bitmap.read_head(c.member.handle, c.sb, bitmap.sync_sectors(plan.geometry)))
+        except RaidError as error:
+            problems.append(f"{c.member.path}: {error}")
+            foreign |= isinstance(error, UnsupportedError)
+    for c in plan.candidates:
+        if c.state is MemberState.REBUILDING and c.sb.feature_map & lib.RL_FEATURE_RECOVERY_BITMAP:
+            c.by_bitmap = any(not bitmap.says_nothing(head, sb) and head.events_cleared <= c.sb.events for head in heads)
+            c.recovered = c.sb.recovery_offset if c.by_bitmap else 0
+    if heads:
+        length = bitmap.sectors_of(bitmap.sync_sectors(plan.geometry), heads[0].chunk_bytes)
+        for c in plan.candidates:
+            if c.state is MemberState.SPARE and not bitmap.fits(c.member.handle, c.sb, sb.bitmap_offset, length):
+                c.state, c.reason = MemberState.FAULTY, "it has no room for the array's write-intent bitmap"
+        return
+    words = f"a write-intent bitmap that cannot be used ({'; '.join(problems)})"
+    if force and not foreign:
+        sb.feature_map &= ~lib.RL_FEATURE_BITMAP
+        plan.notes.append(f"the array had {words}: it has none any more")
+    else:
+        plan.read_only_only[words] = _DROP_BY_MD if foreign else _DROP_BY_FORCE
 
 
 def _in_sync(plan: Plan) -> list[Candidate]:

@@ -341,6 +341,9 @@ class Owner:
     def _verb_replace(self, lines: Lines, member: int | str, path: str) -> tuple[int, str] | None:
         return self._with_member(lambda new: self.array.replace(self._known(member), new), lines, path)
 
+    def _verb_set_bitmap(self, _lines: Lines, bitmap: str, chunk: int | None = None) -> None:
+        self.array.set_bitmap(bitmap, chunk=chunk)
+
     def _verb_check(self, _lines: Lines) -> tuple[int, str]:
         return self._number(self.array.check())
 
@@ -623,6 +626,10 @@ class Client:
     def replace(self, member: int | str, path: str | os.PathLike[str]) -> RemoteJob | None:
         """Rebuilds onto a new member while the old one stays in use."""
         return self._with_member("replace", path, member=_name(member))
+
+    def set_bitmap(self, kind: str, *, chunk: int | None = None) -> None:
+        """Gives the array a write-intent bitmap ("internal"), or takes it away ("none"). chunk: bytes of a region."""
+        self._call("set_bitmap", None, bitmap=kind, chunk=chunk)
 
     def check(self) -> RemoteJob:
         """Counts what does not agree."""

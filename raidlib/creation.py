@@ -11,6 +11,7 @@ import uuid as uuid_module
 from collections.abc import Sequence
 from typing import Any
 
+from . import bitmap
 from .assembly import PARITY_LEVELS, make_geometry
 from .engine import ffi, lib
 from .errors import NoSpaceError, RefusedError, UnsupportedError, UsageError
@@ -40,6 +41,8 @@ class Spec:
     uuid: bytes
     data_offset_sectors: int | None
     assume_clean: bool
+    bitmap: bool | None  # None: as large members have it
+    bitmap_chunk_bytes: int | None
 
 
 def make_spec(
@@ -54,6 +57,9 @@ def make_spec(
     data_offset: str | int | None,
     parity: int | None,
     assume_clean: bool,
+    bitmap: str | None,
+    bitmap_chunk: str | int | None,
+    consistency_policy: str | None,
 ) -> Spec:
     """Checks the options of `create` that concern the shape."""
     kind = Level.parse(level)
@@ -79,7 +85,27 @@ def make_spec(
         uuid=parse_uuid(uuid) if uuid else uuid_module.uuid4().bytes,
         data_offset_sectors=None if data_offset is None else parse_size(data_offset) // SECTOR,
         assume_clean=assume_clean,
+        bitmap=_wants_bitmap(kind, bitmap, bitmap_chunk, consistency_policy),
+        bitmap_chunk_bytes=None if bitmap_chunk is None else parse_size(bitmap_chunk),
     )
+
+
+def _wants_bitmap(level: Level, kind: str | None, chunk: str | int | None, policy: str | None) -> bool | None:
+    """What the three options say about a bitmap; None: nothing."""
+    if kind not in (None, "internal", "none"):
+        raise UsageError(f"bitmap {kind!r} is neither internal nor none")
+    if policy not in (None, "resync", "bitmap"):
+        raise UnsupportedError(f"the consistency policy {policy}: not built yet; there are resync and bitmap")
+    by_kind = None if kind is None else kind == "internal"
+    by_policy = None if policy is None else policy == "bitmap"
+    if None not in (by_kind, by_policy) and by_kind != by_policy:
+        raise UsageError(f"--bitmap {kind} and --consistency-policy {policy} contradict each other: give one of them")
+    wanted = by_policy if by_kind is None else by_kind
+    if chunk is not None and not wanted:
+        raise UsageError("--bitmap-chunk goes with --bitmap internal")
+    if wanted:
+        bitmap.refuse_level(level)
+    return wanted
 
 
 def full_name(name: str) -> str:
@@ -101,19 +127,11 @@ def parse_uuid(text: str) -> bytes:
     return raw
 
 
-def _bitmap_space(sectors: int) -> int:
-    if sectors < 128:
-        return 0
-    if sectors - 128 >= 200 << 21:
-        return 256
-    return 128 if sectors - 8 > 8 << 21 else 8
-
-
 def _default_data_offset(sectors: int, chunk_sectors: int) -> int:
     chunk_kib, headroom = chunk_sectors // 2, 262144
     while headroom * 1024 > sectors and (chunk_kib == 0 or headroom // 2 >= chunk_kib * 4):
         headroom //= 2
-    return -(-(24 + _bitmap_space(sectors) + headroom) // 2048) * 2048
+    return -(-(24 + bitmap.space(sectors) + headroom) // 2048) * 2048
 
 
 def _room(spec: Spec, member: Member, data_offset: int) -> tuple[int, int]:
@@ -123,7 +141,7 @@ def _room(spec: Spec, member: Member, data_offset: int) -> tuple[int, int]:
     if at == MAX_SECTOR:
         raise UsageError(f"{member.path} is too small for a member: {member.size} bytes", members=[member.path])
     if spec.version == 100:
-        reserve = 8 + (_bitmap_space(sectors) if spec.level > 0 else 0)
+        reserve = 8 + (bitmap.space(sectors) if spec.level > 0 else 0)
         return at, max(0, at - reserve - data_offset)
     return at, max(0, sectors - data_offset)
 
@@ -237,9 +255,9 @@ def _template(spec: Spec, dev_sectors: int, count: int, clean: bool) -> Any:
     return sb
 
 
-def _place_badblock_log(sb: Any, dev_sectors: int) -> None:
-    """Eight sectors where mdadm puts them."""
-    offset = -8 if sb.version == 100 else 8 + _bitmap_space(dev_sectors)
+def _place_badblock_log(sb: Any, bitmap_sectors: int) -> None:
+    """Eight sectors where mdadm puts them: behind the bitmap, or where one could be."""
+    offset = -8 if sb.version == 100 else 8 + bitmap_sectors
     if sb.version != 100 and sb.super_offset + offset + 8 > sb.data_offset:
         return
     sb.bblog_offset, sb.bblog_sectors = offset, 8
@@ -251,11 +269,10 @@ def clear_badblock_log(sb: Any, member: Member) -> None:
         member.handle.pwrite(b"\xff" * 4096, (sb.super_offset + sb.bblog_offset) * SECTOR)
 
 
-def prepare_device(sb: Any, data_offset: int, super_offset: int, room: int, dev_sectors: int) -> None:
-    """Fills in what is a member's own in its superblock."""
-    sb.data_offset, sb.super_offset, sb.data_size = data_offset, super_offset, room
+def prepare_device(sb: Any, super_offset: int, room: int) -> None:
+    """Fills in what is a member's own in its superblock. Bitmap, bad-block log and data lie as on the other members."""
+    sb.super_offset, sb.data_size = super_offset, room
     ffi.memmove(sb.device_uuid, uuid_module.uuid4().bytes, 16)
-    _place_badblock_log(sb, dev_sectors)
 
 
 def _check_clean(spec: Spec, members: Sequence[Member | None], blank: bool) -> bool:
@@ -275,10 +292,27 @@ def _check_clean(spec: Spec, members: Sequence[Member | None], blank: bool) -> b
     return bool(missing) and missing == borne
 
 
-def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | None) -> None:
+def _place_bitmap(spec: Spec, geometry: Any, data_offset: int, rooms: Sequence[tuple[int, int]]) -> bitmap.Place | None:
+    """Where the members have their bitmap, if they are to have one."""
+    automatic = spec.bitmap is None and spec.level > 0 and geometry.dev_sectors * SECTOR > bitmap.AUTOMATIC_BYTES
+    if not (spec.bitmap or automatic):
+        return None
+    room = bitmap.space(geometry.dev_sectors)
+    for at, length in rooms:
+        start, end = (data_offset + length, at) if spec.version == 100 else (at, data_offset)
+        room = min(room, end - start - 8)  # beside the bad-block log, or the superblock
+    try:
+        return bitmap.choose(spec.version, bitmap.sync_sectors(geometry), room, spec.bitmap_chunk_bytes)
+    except UsageError:
+        if automatic:
+            return None
+        raise
+
+
+def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | None) -> list[str]:
     """Writes the first superblock of every member (None: missing; those past raid_devices are spares). `size`: bytes used of each.
 
-    None: all.
+    None: all. Returns notes for the user.
     """
     present = [member for member in members if member is not None]
     if not present:
@@ -299,7 +333,12 @@ def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | 
         # the kernel says so with its first update; beside a member that has missed that, and says something else, mdadm assembles nothing
         dev_sectors = geometry.used_sectors
     _refuse_too_many_missing(spec, geometry, members)
+    where = _place_bitmap(spec, geometry, data_offset, rooms)
     sb = _template(spec, dev_sectors, len(members), _check_clean(spec, members, blank))
+    sb.data_offset = data_offset
+    if where is not None:
+        sb.feature_map |= lib.RL_FEATURE_BITMAP
+        sb.bitmap_offset = where.offset
     for number, member in enumerate(members[: spec.raid_devices]):
         sb.dev_roles[number] = number if member is not None else lib.RL_ROLE_SPARE
     places = iter(rooms)
@@ -307,9 +346,19 @@ def write_superblocks(spec: Spec, members: Sequence[Member | None], size: int | 
         if member is not None:
             at, room = next(places)
             sb.dev_number = number
-            prepare_device(sb, data_offset, at, room, dev_sectors)
+            sb.super_offset = at
+            _place_badblock_log(sb, bitmap.space(dev_sectors) if where is None else where.sectors)
+            prepare_device(sb, at, room)
             clear_badblock_log(sb, member)
+            if where is not None:
+                bitmap.write(member.handle, sb, where, bitmap.sync_sectors(geometry), dirty=sb.resync_offset != MAX_SECTOR)
             write_superblock(member, sb)
+    if where is None or spec.bitmap:
+        return []
+    return [
+        f"the members are larger than {format_size(bitmap.AUTOMATIC_BYTES)}: the array has a write-intent bitmap (regions of "
+        f"{format_size(where.chunk)}), so that a crash costs no resync of everything; --bitmap none makes it without"
+    ]
 
 
 def _refuse_too_many_missing(spec: Spec, geometry: Any, members: Sequence[Member | None]) -> None:

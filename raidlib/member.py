@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+from . import bitmap
 from .engine import DEADLINE_S, BlockDevice, MemberHandle, check, ffi, in_limbo, last_error, lib
 from .errors import (
     AccessError,
@@ -24,7 +25,7 @@ from .errors import (
     UsageError,
 )
 from .holders import in_words, kernel_uses, let_go_in_children, lock_holders
-from .model import MAX_SECTOR, SECTOR, Level, MemberState, MemberStatus, State, Superblock, layout_name, parse_size
+from .model import MAX_SECTOR, SECTOR, BitmapHead, Level, MemberState, MemberStatus, State, Superblock, layout_name, parse_size
 
 NESTING_MAX = 4  # levels of arrays of arrays; folders of folders
 SEARCHED_MAX = 5000  # files in subdirectories
@@ -399,6 +400,7 @@ def describe(member: Member, sb: Any) -> Superblock:
     level = Level(sb.level) if sb.level in Level.__members__.values() else None
     role, slot = role_of(sb)
     reshape = sb.feature_map & lib.RL_FEATURE_RESHAPE
+    bitmap_head, bitmap_problem = _read_bitmap(member, sb)
     return Superblock(
         path=member.path,
         metadata=VERSIONS[sb.version],
@@ -428,7 +430,19 @@ def describe(member: Member, sb: Any) -> Superblock:
         reshape_position=sb.reshape_position * SECTOR if reshape else None,
         logical_block_size=sb.logical_block_bytes,
         member_size=member.size,
+        bitmap=bitmap_head,
+        bitmap_problem=bitmap_problem,
     )
+
+
+def _read_bitmap(member: Member, sb: Any) -> tuple[BitmapHead | None, str]:
+    """What its bitmap says, or why that cannot be used."""
+    if not sb.feature_map & lib.RL_FEATURE_BITMAP:
+        return None, ""
+    try:
+        return bitmap.describe(member.handle, sb), ""
+    except RaidError as error:
+        return None, str(error)
 
 
 def read_bad_blocks(member: Member, sb: Any) -> list[tuple[int, int]]:

@@ -166,6 +166,33 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=indent).decode()
 
 
+class BitmapHead(Struct, frozen=True, kw_only=True):
+    """What a member's write-intent bitmap says (md-format.md 3.1)."""
+
+    offset: int  # bytes of the member
+    version: int
+    events: int
+    events_cleared: int  # a member that was away since is brought up to date by the marked regions
+    out_of_date: bool  # the bits say nothing: all count as set
+    chunk_size: int  # bytes of a region
+    daemon_sleep: int  # seconds between the rounds that clear marks
+    write_behind: int
+    sync_size: int  # bytes that it covers: of the member; of the array for raid10
+    bits: int
+    dirty: int  # regions that are marked
+
+
+class Bitmap(Struct, frozen=True, kw_only=True):
+    """An array's write-intent bitmap."""
+
+    chunk_size: int  # bytes of a region
+    bits: int  # regions
+    dirty: int  # that are marked
+    needed: int  # of those, what a resync has to go over
+    events_cleared: int
+    daemon_sleep: int  # seconds
+
+
 class Superblock(Struct, frozen=True, kw_only=True):
     """What a member's superblock says (md-format.md 1.2 and 1.11)."""
 
@@ -198,6 +225,17 @@ class Superblock(Struct, frozen=True, kw_only=True):
     reshape_position: int | None = None  # bytes of the array
     logical_block_size: int = 0
     member_size: int = 0  # bytes of the member itself
+    bitmap: BitmapHead | None = None
+    bitmap_problem: str = ""  # why the bitmap that it should have cannot be used
+
+
+class TakenBack(Struct, frozen=True, kw_only=True):
+    """How a former member came back."""
+
+    by_bitmap: bool  # only what was written meanwhile has to be copied
+    to_copy: int  # bytes, as of then
+    total: int  # that the array uses of a member
+    reason: str = ""  # why all of it has to be copied
 
 
 class MemberStatus(Struct, frozen=True, kw_only=True):
@@ -215,6 +253,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     bad_blocks: int = 0  # ranges that are marked as bad
     reason: str = ""  # why it is faulty, stale or left out
     array: Status | None = None  # a member that is an array itself
+    by_bitmap: bool = False  # while rebuilding: it was away, and only what changed meanwhile is copied
+    taken_back: TakenBack | None = None  # since the array was opened
 
 
 class JobStatus(Struct, frozen=True, kw_only=True):
@@ -271,6 +311,7 @@ class Status(Struct, frozen=True, kw_only=True):
     mountpoint: str | None = None
     volume: str | None = None
     notes: list[str] = []
+    bitmap: Bitmap | None = None
     files_may_lose: int | None = None  # with arrays as members: how many files and devices below all levels may be lost, whichever
 
     def files(self) -> list[str]:

@@ -137,10 +137,8 @@ def _refuse_start(judged: Plan, read_only: bool, run: bool) -> None:
     if judged.error is not None and not (judged.needs_run and run):
         raise judged.error
     if judged.read_only_only and not read_only:
-        names = " and ".join(judged.read_only_only)
-        raise UnsupportedError(
-            f"the array has {names}, which is not written yet; open it read-only (--read-only, mode='r'), or use the kernel's md"
-        )
+        names, ways = " and ".join(judged.read_only_only), " and ".join(dict.fromkeys(judged.read_only_only.values()))
+        raise UnsupportedError(f"the array has {names}, and is not written so; open it read-only (--read-only, mode='r'), or {ways}")
 
 
 def create(
@@ -158,6 +156,7 @@ def create(
     spare_devices: int = 0,
     parity: int | None = None,
     bitmap: str | None = None,
+    bitmap_chunk: str | int | None = None,
     consistency_policy: str | None = None,
     integrity: str | None = None,
     write_journal: MemberSource | None = None,
@@ -169,19 +168,16 @@ def create(
     """Makes an array and opens it for writing.
 
     target: a directory, in which the members are made (`member-0.img`, …; sparse, `size` bytes each), or a list of members, None for
-    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". A member may be an array itself:
-    an open Array, which stays the caller's, or a directory or list that is opened as one and closed with the new array. force: overwrite
-    what the members hold. Members that are not blank get their parity by a resync, the array's first `job`. deadline: as in open().
+    missing ones, of which `size` bytes are used (default: all). Sizes are numbers of bytes or "1G", "64K". A member may be an array
+    itself: an open Array, which stays the caller's, or a directory or list that is opened as one and closed with the new array. force:
+    overwrite what the members hold. bitmap: "internal" or "none", as the policies "bitmap" and "resync"; unsaid, members of more than 100
+    GiB have one. bitmap_chunk: bytes of a region that it marks. Members that are not blank get their parity by a resync, the array's first
+    `job`. deadline: as in open().
     """
-    asked = {
-        "a write-intent bitmap": bitmap not in (None, "none"),
-        "a write journal": write_journal is not None,
-        "integrity checksums": integrity not in (None, "none"),
-    }
-    asked[f"the consistency policy {consistency_policy}"] = consistency_policy not in (None, "resync")
+    asked = {"a write journal": write_journal is not None, "integrity checksums": integrity not in (None, "none")}
     for feature, wanted in asked.items():
         if wanted:
-            raise UnsupportedError(f"{feature}: not built yet; arrays are made with the policy resync")
+            raise UnsupportedError(f"{feature}: not built yet; arrays are made with the policies resync and bitmap")
     folder = os.fspath(target) if isinstance(target, (str, os.PathLike)) else None
     given: list[Any] = [] if folder else [None if isinstance(m, str) and m == "missing" else m for m in _as_list(target)]
     count = raid_devices if raid_devices is not None else len(given) - spare_devices
@@ -202,13 +198,16 @@ def create(
         data_offset=data_offset,
         parity=parity,
         assume_clean=assume_clean,
+        bitmap=bitmap,
+        bitmap_chunk=bitmap_chunk,
+        consistency_policy=consistency_policy,
     )
     notes: list[str] = []
     used = None if folder or size is None else parse_size(size)
     if folder:
         paths, notes = creation.make_files(folder, count + spare_devices, parse_size(size or 0), preallocate, force)
         try:
-            _write_members(paths, shape, used, force, creation.NEW)
+            notes += _write_members(paths, shape, used, force, creation.NEW)
             creation.put_in_place(paths)
         except BaseException:
             creation.drop_files(paths)
@@ -230,14 +229,14 @@ def _create_of(given: list[Any], shape: creation.Spec, used: int | None, force: 
             if is_folder or (isinstance(source, Sequence) and not isinstance(source, str)):
                 given[index] = open(source, deadline=deadline)
                 opened.append(given[index])
-        _write_members(given, shape, used, force)
+        notes = _write_members(given, shape, used, force)
         array = open(given, run=True, deadline=deadline)
     except BaseException:
         for inner in opened:
             inner.close()
         raise
     array.own(opened)
-    array.notes += _shared_devices(given)
+    array.notes += notes + _shared_devices(given)
     return array
 
 
@@ -245,14 +244,17 @@ def _as_list(target: Source) -> list[Any]:
     return list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
 
 
-def _write_members(given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool, suffix: str = "") -> None:
+def _write_members(
+    given: Sequence[MemberSource | None], shape: creation.Spec, size: int | None, force: bool, suffix: str = ""
+) -> list[str]:
+    """Their first superblocks. Returns notes for the user."""
     members = open_members([f"{source}{suffix}" if suffix else source for source in given if source is not None])
     try:
         for member in members:
             member.path = member.path.removesuffix(suffix)  # the name that it will have, in messages
             creation.refuse_content(member, force)
         opened = iter(members)
-        creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)
+        return creation.write_superblocks(shape, [next(opened) if source is not None else None for source in given], size)
     finally:
         close_all(members)
 

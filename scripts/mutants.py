@@ -34,7 +34,7 @@ COPIED = ("setup.py", "pyproject.toml", "README.md", "csrc", "fuse_mount", "raid
 BUILD = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
 CAMPAIGN = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", "-q", "--timeout=120"]
 # The tests whose matter is what is durable when, those that fail soonest first.
-SHORT = ("partial_failures", "array", "bad_blocks", "space", "jobs", "replace", "power_cuts")
+SHORT = ("bitmap", "partial_failures", "array", "bad_blocks", "space", "jobs", "replace", "power_cuts")
 CAMPAIGN += [f"tests/test_{name}.py" for name in SHORT]
 TIME_LIMIT_S = 900
 
@@ -73,6 +73,16 @@ NAMED: list[tuple[Any, ...]] = [
         "a resync goes on past its checkpoint",
         ("csrc/metadata.c", "rl_min(atomic_load(&a->resync), a->resync_durable)", "atomic_load(&a->resync)"),
     ),
+    (
+        "the bit after the data",
+        (
+            "csrc/io.c",
+            "            step = rl_bitmap_begin(&rq, length - done, offset + done, &hold); /* B1 */\n            if (step == 0)\n"
+            "                step = change_piece(&rq, w, c, done, length - done, offset + done);\n",
+            "            step = change_piece(&rq, w, c, done, length - done, offset + done);\n"
+            "            if (rl_bitmap_begin(&rq, length - done, offset + done, &hold))\n                step = -EIO;\n",
+        ),
+    ),
     ("parity from a read that failed", ("csrc/stripe.c", "f->have[io->tag] = io->result == 0;", "f->have[io->tag] = 1;")),
     (
         "the clean mark before the flush",
@@ -88,13 +98,14 @@ NAMED: list[tuple[Any, ...]] = [
 # Files of what is written when; the rest (parity kernels, geometry, members, faults) has oracles of its own.
 FILES = (
     "engine.c", "devices.c", "io.c", "stripe.c", "mirror.c", "metadata.c", "recover.c", "sync.c", "badblocks.c", "service.c", "bitmap.c",
+    "bitmap_admin.c",
 )  # fmt: skip
 # Calls that make something durable, wait for it, or say it.
 WATCHED = re.compile(
-    r"^(rl_(flush|lock_flushed|metadata|request_settle|request_doubted|request_failed|note_durable|note_full|bad_write|bad_note|bitmap|device_out|device_take_over|"
-    r"set_resync_back|heal)\w*|\w*(write_superblock|update_device|catch_up|raise_events|checkpoint|flush|commit|settle)\w*|pthread_cond_\w*wait)$"
+    r"^(rl_(flush|lock_flushed|metadata|request_settle|request_doubted|request_failed|note_durable|note_full|bad_write|bad_note|bitmap_(?!bits|bytes|offset|is_on|uuid|decode|run|check_room)|device_out|device_take_over|"
+    r"set_resync_back|heal)\w*|\w*(write_superblock|update_device|update_bitmaps|write_dirty|write_run|put_head|set_slowly|set_bits|image_put|advance_cleared|catch_up|raise_events|checkpoint|flush|commit|settle)\w*|pthread_cond_\w*wait)$"
 )
-STATE = re.compile(r"atomic_store\(&\w+->(active|commit_due|doubted|broken|full|resync|recovered)\b")
+STATE = re.compile(r"atomic_store\(&\w+->(active|commit_due|bitmap_due|doubted|broken|full|resync|recovered)\b")
 FLUSH_IO = b"RL_OP_FLUSH"  # in a function with it, requests that are run are watched too
 
 

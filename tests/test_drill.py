@@ -706,6 +706,22 @@ def test_the_fixture_says_its_seed_and_closes_after_a_failure(pytester):
     pytester.runpytest_subprocess("--raid-lab-seed=0").assert_outcomes(passed=2)
 
 
+@pytest.mark.parametrize("level", ["1", "5"])
+def test_the_verb_cuts_the_power(level):
+    document = json.loads(run("--level", level, "--power-cuts", 84, "--seed", 3, "--json").stdout)
+    rows = document["power_cuts"]
+    assert document["held"] and [(t["level"], t["policy"]) for t in rows] == [(level, p) for p in ("resync", "bitmap")]
+    assert all(t["words"] >= 91 and t["distinct"] >= 84 and t["nested"] > 0 and not t["violations"] for t in rows)
+
+
+def test_power_cuts_that_break_a_promise_are_told(monkeypatch):
+    tally = raidlib.lab.Tally("5", "bitmap", distinct=7, violations=[raidlib.lab.Violation("5:bitmap:0:s:31:4096:5", "sector 3 is wrong")])
+    monkeypatch.setattr(raidlib.lab, "campaigns", lambda *_args, **_options: iter([tally]))
+    output = run("--level", "5", "--power-cuts", 7, code=2).stdout
+    assert "A PROMISE WAS BROKEN in 1 of 7 states" in output
+    assert "sector 3 is wrong\n  raidlib drill --replay power:5:bitmap:0:s:31:4096:5" in output
+
+
 def test_the_plugin_loads_nothing_that_is_not_used(pytester):
     pytester.makepyfile(
         """

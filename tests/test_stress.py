@@ -29,10 +29,10 @@ def program(root):
 
 
 def test_everything_at_once_under_thread_sanitizer(program):
-    """18 shapes for about a second each; make stress runs ten minutes."""
-    text = program("stress", "thread", "20")
+    """25 shapes for about a second each; make stress runs ten minutes."""
+    text = program("stress", "thread", "28")
     requests = [int(number) for number in re.findall(r"(\d+) requests", text)]
-    assert len(requests) == 18
+    assert len(requests) == 25
     assert min(requests) > 100
 
 

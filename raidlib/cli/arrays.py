@@ -30,7 +30,12 @@ from .base import OK, json_option, source_argument, yes_option
 @click.option("--chunk", "-c", type=base.SIZE, help="What one member holds before the next one's turn (512K).")
 @click.option("--layout", metavar="NAME", help="left-symmetric …, n2, f2, o2 …")
 @click.option("--metadata", "-e", default="1.2", show_default=True, help="Superblock: 1.0 (at the end), 1.1, 1.2.")
-@click.option("--bitmap", type=click.Choice(["internal", "none"]), help="Write-intent bitmap.")
+@click.option(
+    "--bitmap",
+    type=click.Choice(["internal", "none"]),
+    help="Mark regions before they are written: a crash, or a member's return, costs only these. Unsaid: with members of over 100G.",
+)
+@click.option("--bitmap-chunk", type=base.SIZE, help="How large such a region is (64M).")
 @click.option("--consistency-policy", type=click.Choice(["resync", "bitmap", "ppl", "journal"]), help="What closes the write hole.")
 @click.option("--write-journal", metavar="MEMBER", help="A fast device that takes writes first.")
 @click.option("--integrity", type=click.Choice(["crc32c", "none"]), help="Checksums of every 4 KiB.")
@@ -62,8 +67,6 @@ def create(target: tuple[str, ...], mkfs: str | None, from_dir: str | None, wait
     """
     place: Any = target[0] if len(target) == 1 and not os.path.isfile(target[0]) and not is_device(target[0]) else list(target)
     options = {name: value for name, value in options.items() if value is not None}
-    if options.get("bitmap") == "none":
-        del options["bitmap"]
     with open_new(place, options, yes) as array:
         for note in array.notes:
             base.say(f"note: {note}")

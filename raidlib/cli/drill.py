@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from typing import Any
 
@@ -15,6 +17,8 @@ from . import arrays, base, render
 from .base import CANNOT_TELL, FAILED, OK, json_option
 
 SHOWN = 10  # cases that are listed one by one
+ALL_STATES = 20_000  # with so many power cuts or more, every state of every short history is judged
+SHORT_WORDS = 42  # else of each history one state in so many of those asked for
 
 
 @click.command(short_help="Break an array like this one in memory, in every way, and judge what it makes of it.")
@@ -27,15 +31,21 @@ SHOWN = 10  # cases that are listed one by one
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="S", help="The first seed.")
 @click.option("--seeds", type=click.IntRange(1), default=20, show_default=True, metavar="COUNT", help="Trials of each on every member.")
 @click.option("--faults", default="all", show_default=True, metavar="KIND,...", help="Which; `--faults list` names them.")
+@click.option(
+    "--power-cuts", type=click.IntRange(1), metavar="STATES", help="Cut the power instead: so many states that it leaves, each policy."
+)
 @click.option("--jobs", "-j", type=click.IntRange(1), metavar="N", help="Processes; else one for each processor.")
 @click.option("--replay", metavar="STRING", help="One trial, as a drill before has named it.")
 @json_option
-def drill(array: tuple[str, ...], replay: str | None, faults: str, as_json: bool, **options: Any) -> int:
+def drill(array: tuple[str, ...], replay: str | None, faults: str, power_cuts: int | None, as_json: bool, **options: Any) -> int:
     r"""Drill an array: dead, slow, full, lying and rotting disks, and the real code on them.
 
     Arrays of the same shape are made in memory, one for each trial, and read, written, checked and rebuilt while a fault is on one
     member, or on more of them than the level bears. What was promised is judged byte by byte. The members of ARRAY are read for its
     shape (level, layout, chunk, metadata, number of members) and never written to.
+
+    With --power-cuts the power is cut at every moment of hundreds of short histories (writes, flushes, failures, rebuilds, returns), with
+    a write-intent bitmap and without; each state in which that may leave the members is started, recovered and judged.
 
     Exits with 0 all promises were kept, 2 one was broken, 4 cannot tell: a fault struck nothing. A broken one comes with the command
     that replays it.
@@ -43,6 +53,7 @@ def drill(array: tuple[str, ...], replay: str | None, faults: str, as_json: bool
     \b
       raidlib drill tank
       raidlib drill --level 6 --raid-devices 6 --faults gone,latent
+      raidlib drill --level 6 --power-cuts 20000
       raidlib drill --replay fault:level=5,devices=4,…:latent:within:2:7
     """
     from ..lab import drill as lab  # the laboratory is loaded for those who drill
@@ -55,6 +66,8 @@ def drill(array: tuple[str, ...], replay: str | None, faults: str, as_json: bool
     if replay is not None:
         return replay_one(lab.replay(replay), as_json)
     shape, name = shape_of(array, options)
+    if power_cuts is not None:
+        return cut_power(str(shape.level).removeprefix("raid"), power_cuts, options["seed"], options["jobs"], as_json)
     tasks = lab.collect(shape, kinds=kinds.kinds_of(faults), seed=options["seed"], seeds=options["seeds"])
     if array and not as_json:
         base.say(f"note: {name} is drilled in memory: arrays of its shape are broken there, its own members are not written to")
@@ -99,6 +112,41 @@ def shape_of(array: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, str]
     number = int(status.layout, 16) if status.layout and status.layout.startswith("0x") else status.layout
     shape = Shape.of(level, status.raid_devices, parity=parity, layout=number, chunk=status.chunk_size, metadata=metadata)
     return shape, base.name_of(source)
+
+
+def cut_power(level: str, states: int, seed: int, jobs: int | None, as_json: bool) -> int:
+    """Power cuts of small arrays of a level, with each policy."""
+    from .. import lab
+
+    pairs = [(level, policy) for policy in lab.POLICIES]
+    with render.Meter(as_json, lambda rate: f"{rate:.0f} states") as meter:
+        meter.show("cutting the power", 0, len(pairs), 0, None)
+        most = max(1, states // SHORT_WORDS) if states < ALL_STATES else None
+        processes = jobs or min(len(pairs), os.cpu_count() or 1)
+        tallies = list(lab.campaigns(pairs, states * len(pairs), processes, seed=seed, most=most))
+    violations = [violation for tally in tallies for violation in tally.violations]
+    if as_json:
+        base.document("drill", power_cuts=[dataclasses.asdict(tally) for tally in tallies], seed=seed, held=not violations)
+        return verdict(bool(violations), False)
+    head = ("Policy", "Histories", "Moments", "States", "After a second cut", "Refused", "Write holes", "Broken")
+    rows = [
+        (t.policy, *map(str, (t.words, t.moments, t.distinct, t.nested, t.refused + t.refused_without, t.write_holes, len(t.violations))))
+        for t in tallies
+    ]
+    render.show(Text(f"level {level}: power cuts", style="bold"), Padding(render.grid(head, rows, right=tuple(range(1, 8))), (0, 0, 0, 2)))
+    for violation in violations[:SHOWN]:
+        click.echo(f"\n{violation.problem}\n  {violation.command}")
+    total = sum(t.distinct for t in tallies)
+    click.echo("")
+    if violations:
+        click.echo(f"A PROMISE WAS BROKEN in {len(violations)} of {total} states: a bug of raidlib; please report it with its replay.")
+    else:
+        holes = sum(t.write_holes for t in tallies)
+        words = f"All promises were kept in {total} states that a power cut can leave."
+        click.echo(
+            words + (f" In {holes} of them --force, which raidlib asks for, would have lost old data: the write hole." if holes else "")
+        )
+    return verdict(bool(violations), False)
 
 
 def verdict(broken: bool, unhit: bool) -> int:

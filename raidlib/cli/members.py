@@ -1,4 +1,4 @@
-"""The verbs about members and redundancy: fail, remove, add, re-add, replace, check, repair, wait."""
+"""The verbs about members and redundancy: fail, remove, add, re-add, replace, grow, check, repair, wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from .. import opening as arrays
 from ..errors import CancelledError, RaidError, RefusedError
-from ..model import JobStatus, Mismatch, Status, format_size
+from ..model import JobStatus, Mismatch, Status, TakenBack, format_size
 from . import base, render
 from .base import OK, array_argument, json_option, source_argument, wait_option, yes_option
 
@@ -119,7 +119,7 @@ def remove(array: str, members: tuple[str, ...], run: bool, force: bool, as_json
 def add(array: str, members: tuple[str, ...], run: bool, force: bool, wait: bool, yes: bool, as_json: bool) -> int:
     r"""Take new members in: where a slot is empty it is rebuilt at once, else they wait as spares.
 
-    A new member must exist and be as large as the others; what it holds is overwritten.
+    A new member must exist and be as large as the others; what it holds is overwritten. A former member comes back as by `re-add`.
 
     \b
       truncate -s 1G tank/new.img
@@ -136,7 +136,10 @@ def add(array: str, members: tuple[str, ...], run: bool, force: bool, wait: bool
 @yes_option
 @json_option
 def re_add(array: str, members: tuple[str, ...], run: bool, force: bool, wait: bool, yes: bool, as_json: bool) -> int:
-    r"""Take back members that were in the array before, into their old slots where these are empty; they are rebuilt.
+    r"""Take back members that were in the array before, into their old slots where these are empty.
+
+    With a write-intent bitmap only what was written while they were away is copied; without one, or where it does not reach back so far,
+    they are rebuilt as a whole. The answer says which it was.
 
     \b
       raidlib re-add tank tank/member-2.img
@@ -155,8 +158,22 @@ def bring_in(verb: str, array: str, members: tuple[str, ...], run: bool, force: 
             warn_if_outside(source, path)
         ended = watch(handle, job, live, as_json) if wait else []
         status: Status = handle.status()
-        lines = [f"{word}: {'added' if verb == 'add' else 'taken back'}{'' if job else ' as a spare'}" for word in members]
+        backs = {m.path: m.taken_back for m in status.members}
+        lines = [came_in(word, verb, job is not None, back_of(backs, base.member_of(source, word))) for word in members]
         return report(verb.replace("_", "-"), source, lines + [job_line(j) for j in ended], status, as_json, jobs=ended)
+
+
+def back_of(backs: dict[str, TakenBack | None], path: int | str) -> TakenBack | None:
+    """How a member came back, by any of its names."""
+    return next((back for known, back in backs.items() if os.path.realpath(known) == os.path.realpath(str(path))), None)
+
+
+def came_in(word: str, verb: str, rebuilds: bool, back: TakenBack | None) -> str:
+    """tank/b.img: taken back by the bitmap, 12 MiB of 1 GiB to copy."""
+    if back is not None and back.by_bitmap:
+        return f"{word}: taken back by the bitmap, {format_size(back.to_copy)} of {format_size(back.total)} to copy"
+    line = f"{word}: {'added' if verb == 'add' else 'taken back'}{'' if rebuilds else ' as a spare'}"
+    return line if back is None else f"{line}, {format_size(back.to_copy)} to copy, which is all of it: {back.reason}"
 
 
 def warn_if_outside(source: base.Source, path: str) -> None:
@@ -211,6 +228,31 @@ def replace(array: str, old: str, new: str, run: bool, force: bool, wait: bool, 
         warn_if_outside(source, path)
         ended = watch(handle, job, live, as_json) if wait else []
         return report("replace", source, [f"{old}: replaced by {new}", *map(job_line, ended)], handle.status(), as_json, jobs=ended)
+
+
+@click.command(short_help="Give it a write-intent bitmap, or take it away.")
+@array_argument
+@click.option("--bitmap", type=click.Choice(["internal", "none"]), required=True, help="With a bitmap, or without.")
+@click.option("--bitmap-chunk", type=base.SIZE, help="How large a region is that it marks (64M).")
+@base.start_options
+@json_option
+def grow(array: str, bitmap: str, bitmap_chunk: int | None, run: bool, force: bool, as_json: bool) -> int:
+    r"""Give an array a write-intent bitmap, or take it away, while it is in use.
+
+    Every write is marked in it first, so that after a crash only the marked regions are resynced, and a member that was away gets only
+    what was written meanwhile.
+
+    \b
+      raidlib grow tank --bitmap internal
+      raidlib grow tank --bitmap none
+    """
+    source = base.source_of(array)
+    with base.reach(source, run=run, force=force) as (handle, _):
+        handle.set_bitmap(bitmap, chunk=bitmap_chunk)
+        status: Status = handle.status()
+    marks = status.bitmap
+    what = "no write-intent bitmap any more" if marks is None else f"a write-intent bitmap, regions of {format_size(marks.chunk_size)}"
+    return report("grow", source, [f"{base.name_of(source)}: {what}"], status, as_json)
 
 
 @click.command(short_help="Compare the redundancy with the data.")
@@ -314,4 +356,4 @@ def wait(array: tuple[str, ...], run: bool, force: bool, as_json: bool) -> int:
     return base.verdict(status)
 
 
-COMMANDS = (fail, remove, add, re_add, replace, check, repair, wait)
+COMMANDS = (fail, remove, add, re_add, replace, grow, check, repair, wait)

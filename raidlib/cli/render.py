@@ -17,8 +17,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..advice import marked_words
 from ..errors import CancelledError, RaidError
-from ..model import JobStatus, MemberState, MemberStatus, Mismatch, Status, Superblock, format_size
+from ..model import Bitmap, BitmapHead, JobStatus, MemberState, MemberStatus, Mismatch, Status, Superblock, format_size
 from .base import for_people
 
 LINE_SECONDS = 5.0  # between progress lines where there is no terminal
@@ -132,6 +133,8 @@ def member_row(member: MemberStatus, folder: str) -> list[str | Text]:
     words, style = _MEMBER_WORDS[member.state]
     if member.state in (MemberState.REBUILDING, MemberState.REPLACEMENT) and member.recovered and member.size:
         words += f" ({format_size(member.recovered)} done)"
+    if member.by_bitmap:
+        words += " by the bitmap"
     path = (
         ""
         if member.path == "missing"
@@ -188,6 +191,12 @@ def may_lose_words(status: Status) -> str:
     return own if status.files_may_lose is None else f"{own}; of the files and devices below {status.files_may_lose}, whichever"
 
 
+def bitmap_words(bitmap: Bitmap) -> str:
+    """What is marked, and what of that is to be resynced."""
+    needed = f", {count_of(bitmap.needed, 'region')} to be resynced" if bitmap.needed else ""
+    return f"{marked_words(bitmap)}, {format_size(bitmap.chunk_size)} each{needed}"
+
+
 def print_status(status: Status, name: str, live: bool) -> None:
     """`raidlib detail`: what a frightened user needs to see first comes first, what to do comes last."""
     running = f"running, process {status.owner_pid}" if live else "at rest: no process has it open"
@@ -212,7 +221,9 @@ def print_status(status: Status, name: str, live: bool) -> None:
         ("Reads mended", str(status.corrected_reads) if status.corrected_reads else None),
         ("Name", status.name),
         ("UUID", status.uuid),
-        ("Metadata", f"{status.metadata}, {count_of(status.events, 'event')}, consistency policy {status.consistency_policy}"),
+        ("Metadata", f"{status.metadata}, {count_of(status.events, 'event')}"),
+        ("Intent Bitmap", f"Internal: {bitmap_words(status.bitmap)}" if status.bitmap is not None else None),
+        ("Consistency Policy", status.consistency_policy),
         ("Created", when(status.created)),
         ("Updated", when(status.updated)),
     ]
@@ -248,6 +259,16 @@ def print_plan(plan: Any, name: str, *, with_problem: bool = False) -> None:
     show(headline(name, plan), "", Padding(facts(rows), (0, 0, 0, 2)), "", *members_table(plan.members), *words)
 
 
+def bitmap_head_words(head: BitmapHead) -> str:
+    """A member's write-intent bitmap in one line."""
+    state = "out of date: all count as marked; " if head.out_of_date else ""
+    share = f"{100 * head.dirty / head.bits:.1f} %" if head.bits else "none"
+    return (
+        f"{state}{head.dirty} of {count_of(head.bits, 'region')} marked ({share}), {format_size(head.chunk_size)} each, of "
+        f"{exact_size(head.sync_size)}; version {head.version}, cleared every {head.daemon_sleep} s, at byte {head.offset}"
+    )
+
+
 def print_superblock(sb: Superblock) -> None:
     """`raidlib examine`."""
     role = {
@@ -275,6 +296,8 @@ def print_superblock(sb: Superblock) -> None:
         ("Features", ", ".join(sb.features)),
         ("Bad-block log", "yes" if sb.bad_block_log else None),
         ("Superblock at", f"byte {sb.super_offset}"),
+        ("Bitmap", bitmap_head_words(sb.bitmap) if sb.bitmap is not None else sb.bitmap_problem and f"cannot be used: {sb.bitmap_problem}"),
+        ("Bitmap's events", f"{sb.bitmap.events}, cleared as of {sb.bitmap.events_cleared}" if sb.bitmap is not None else None),
         ("Data at", f"byte {sb.data_offset}, {exact_size(sb.data_size)}"),
         ("Used", exact_size(sb.dev_size) if sb.dev_size else None),
         ("Member size", exact_size(sb.member_size) if sb.member_size else None),

@@ -132,14 +132,32 @@ class Session:
         sectors = device.size // SECTOR
         at = lib.rl_superblock_sector(sb.version, sectors)
         sb.devflags = sb.corrected_reads = 0
-        creation.prepare_device(sb, sb.data_offset, at, sectors - sb.data_offset, sb.size_sectors)
+        creation.prepare_device(sb, at, sectors - sb.data_offset)
         ffi.memmove(sb.device_uuid, device_uuid(number, turn), 16)
         index = ffi.new("uint32_t *")
         check(lib.rl_array_add(self.handle, device.handle.pointer, sb, index))
-        self.numbers += [None] * (index[0] + 1 - len(self.numbers))
-        self.numbers[index[0]] = number
+        self._number(index[0], number)
         creation.clear_badblock_log(sb, member)
         return int(index[0])
+
+    def re_add(self, device: EngineDevice, number: int) -> bool:
+        """Takes a former member back by the bitmap; False where it can come in as a spare only."""
+        index = ffi.new("uint32_t *")
+        sb = read_superblock(Member.open(device))
+        result = lib.rl_array_readd(self.handle, device.handle.pointer, sb, ffi.NULL, 0, index)
+        if result in (-errno.ENOENT, -errno.EBUSY):
+            return False
+        check(result)
+        self._number(index[0], number)
+        return True
+
+    def set_bitmap(self, chunk: int, offset: int) -> None:
+        """Gives the array a write-intent bitmap. chunk: bytes; offset: sectors from each superblock."""
+        check(lib.rl_array_set_bitmap(self.handle, chunk, offset, 8))
+
+    def _number(self, index: int, number: int) -> None:
+        self.numbers += [None] * (index + 1 - len(self.numbers))
+        self.numbers[index] = number
 
     def remove(self, number: int) -> None:
         """Lets go of a device that is out."""

@@ -12,7 +12,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import creation
 from ..engine import Clock, lib
@@ -24,7 +24,8 @@ from .power import History, key_of
 from .session import Session
 
 CHUNK = 4096
-DATA_OFFSET = 65536  # room for a bitmap before it
+DATA_OFFSET = 65536
+BITMAP_OFFSET = 24  # sectors from the superblock: behind the bad-block log
 SPARES = 2
 UNKNOWN = 255  # no write has this number
 
@@ -48,8 +49,7 @@ SHAPES = {
     "rs": Shape(5, 3, 3, parity=3),
 }
 PARITY_LEVELS = ("4", "5", "6", "rs")
-# What is given to creation for each. That of the write-intent bitmap is {"bitmap": "internal"}.
-POLICIES: dict[str, dict[str, Any]] = {"resync": {}}
+POLICIES = ("resync", "bitmap")
 
 OPERATIONS = {
     "s": "small write: one block",
@@ -60,7 +60,7 @@ OPERATIONS = {
     "i": "idle: the array is marked clean",
     "r": "rebuild step: a spare comes in, into an empty slot or as a replacement, and is filled in part",
     "w": "a small write while a spare is filled, in an empty slot or in that of a member that fails now, all of it",
-    "a": "re-add: the member that failed last (or one that fails now) is taken back and rebuilt",
+    "a": "re-add: the member that failed last (or one that fails now) is taken back and rebuilt, by the bitmap if there is one",
 }
 
 
@@ -226,8 +226,7 @@ class Run:
         number, self._turn = self._failed.pop(), self._turn + 1
         slot = array.statuses()[array.numbers.index(number)].last_slot
         array.remove(number)
-        index = array.add(self._devices[number], number, self._turn)
-        if array.activate(index, slot):
+        if array.re_add(self._devices[number], number) or array.activate(array.add(self._devices[number], number, self._turn), slot):
             array.run(lib.RL_SYNC_RECOVER)
         return done._replace(back=number)
 
@@ -268,12 +267,16 @@ def prepared(level: str, policy: str, seed: int) -> tuple[Contents, tuple[Memory
         data_offset=DATA_OFFSET,
         parity=shape.parity,
         assume_clean=True,
-        **POLICIES[policy],
+        bitmap="none",
+        bitmap_chunk=None,
+        consistency_policy=None,
     )
     size = shape.rows * CHUNK
     devices = [MemoryDevice(DATA_OFFSET + size) for _ in range(shape.members + SPARES)]
     session.make(devices[: shape.members], spec, size)
     with Session.start(devices, Clock(session.WALL_S)) as array:
+        if policy == "bitmap":
+            array.set_bitmap(CHUNK, BITMAP_OFFSET)
         contents = Contents(seed, array.size // SECTOR)
         array.write(contents.of(0, 0, contents.sectors), 0)
         array.flush()

@@ -13,27 +13,36 @@
 #define SUPER_OFFSET 8u
 #define LOG_SECTORS 8u /* of a bad-block log, 16 sectors behind the superblock */
 #define LOG_OFFSET 16
+#define BITMAP_OFFSET 24 /* sectors behind the superblock */
+#define BITMAP_CHUNK 4096u
 
 const struct rig_shape rig_shapes[] = {
-    {"linear", RL_LEVEL_LINEAR, 0, 16, 3},
-    {"raid0", 0, 1, 16, 3},
-    {"raid1-2", 1, 0, 0, 2},
-    {"raid1-3", 1, 0, 0, 3},
-    {"raid4", 4, 0, 16, 4},
-    {"raid5-la", 5, 0, 64, 3},
-    {"raid5-ls", 5, 2, 16, 4},
-    {"raid5-pf", 5, 4, 8, 5},
-    {"raid6-ls", 6, 2, 16, 5},
-    {"raid6-ddf", 6, 10, 16, 5},
-    {"raid6-ls6", 6, 18, 16, 6},
-    {"rs3", RL_LEVEL_RS, 3, 16, 7},
-    {"raid10-n2", 10, 0x102, 16, 4},
-    {"raid10-n2-odd", 10, 0x102, 16, 5},
-    {"raid10-f2", 10, 0x201, 16, 5},
-    {"raid10-o2", 10, 0x10201, 16, 5},
-    {"raid10-n3", 10, 0x103, 16, 5},
-    {"raid10-n2f2", 10, 0x202, 16, 5},
-    {NULL, 0, 0, 0, 0},
+    {"linear", RL_LEVEL_LINEAR, 0, 16, 3, false},
+    {"raid0", 0, 1, 16, 3, false},
+    {"raid1-2", 1, 0, 0, 2, false},
+    {"raid1-3", 1, 0, 0, 3, false},
+    {"raid4", 4, 0, 16, 4, false},
+    {"raid5-la", 5, 0, 64, 3, false},
+    {"raid5-ls", 5, 2, 16, 4, false},
+    {"raid5-pf", 5, 4, 8, 5, false},
+    {"raid6-ls", 6, 2, 16, 5, false},
+    {"raid6-ddf", 6, 10, 16, 5, false},
+    {"raid6-ls6", 6, 18, 16, 6, false},
+    {"rs3", RL_LEVEL_RS, 3, 16, 7, false},
+    {"raid10-n2", 10, 0x102, 16, 4, false},
+    {"raid10-n2-odd", 10, 0x102, 16, 5, false},
+    {"raid10-f2", 10, 0x201, 16, 5, false},
+    {"raid10-o2", 10, 0x10201, 16, 5, false},
+    {"raid10-n3", 10, 0x103, 16, 5, false},
+    {"raid10-n2f2", 10, 0x202, 16, 5, false},
+    {"raid1-3-b", 1, 0, 0, 3, true},
+    {"raid4-b", 4, 0, 16, 4, true},
+    {"raid5-ls-b", 5, 2, 16, 4, true},
+    {"raid6-ddf-b", 6, 10, 16, 5, true},
+    {"rs3-b", RL_LEVEL_RS, 3, 16, 7, true},
+    {"raid10-n2o-b", 10, 0x102, 16, 5, true},
+    {"raid10-f2-b", 10, 0x201, 16, 5, true},
+    {NULL, 0, 0, 0, 0, false},
 };
 
 char rig_context[256];
@@ -180,11 +189,48 @@ struct rl_superblock rig_superblock(const struct rig *rig)
         sb.bblog_offset = LOG_OFFSET;
         sb.bblog_sectors = LOG_SECTORS;
     }
-    sb.feature_map = shape->level == 0 ? RL_FEATURE_RAID0_LAYOUT : 0;
+    sb.feature_map = shape->level == 0 ? RL_FEATURE_RAID0_LAYOUT : shape->bitmap ? RL_FEATURE_BITMAP : 0;
+    sb.bitmap_offset = shape->bitmap ? BITMAP_OFFSET : 0;
     memset(sb.set_uuid, 7, sizeof sb.set_uuid);
     for (unsigned i = 0; i < RL_SB_DEVS_MAX; i++)
         sb.dev_roles[i] = (uint16_t)(i < shape->slots ? i : RL_ROLE_SPARE);
     return sb;
+}
+
+struct rl_superblock rig_read_superblock(const struct rig *rig, unsigned index)
+{
+    static _Thread_local uint8_t block[RL_SB_BYTES];
+    struct rl_superblock sb;
+    rl_member *memory = rig->members[index].memory;
+    rig_check(rl_member_pread(memory, block, sizeof block, SUPER_OFFSET * RIG_SECTOR, 0), 0, "superblock");
+    memset(&sb, 0, sizeof sb);
+    /* one that is torn is of no array */
+    rig_check(rl_superblock_decode(block, 102, SUPER_OFFSET, rl_member_size(memory) / RIG_SECTOR, &sb), -EBADMSG, "rl_superblock_decode");
+    return sb;
+}
+
+/* A bitmap in which no bit is set. */
+static void put_bitmap(const struct rig *rig, unsigned index)
+{
+    uint8_t page[4096] = {0};
+    struct rl_superblock sb = rig_superblock(rig);
+    struct rl_geometry g = {.level = rig->shape->level,
+                            .layout = rig->shape->layout,
+                            .chunk_sectors = rig->shape->chunk_sectors,
+                            .slots = rig->shape->slots,
+                            .dev_sectors = rig->dev_sectors};
+    rig_check(rl_geometry_init(&g), 0, "rl_geometry_init");
+    struct rl_bitmap_superblock head = {.version = 4,
+                                        .events = 1,
+                                        .events_cleared = 1,
+                                        .sync_sectors = g.level == 10 ? g.array_sectors : g.dev_sectors,
+                                        .chunk_bytes = BITMAP_CHUNK,
+                                        .daemon_sleep_s = 1};
+    rl_bitmap_uuid(&sb, head.set_uuid);
+    rl_bitmap_encode(&head, page);
+    if (rl_bitmap_bytes(head.sync_sectors, BITMAP_CHUNK) > sizeof page)
+        rig_die("the bitmap is larger than a page");
+    rig_check(rl_member_pwrite(rig->members[index].memory, page, sizeof page, (SUPER_OFFSET + BITMAP_OFFSET) * RIG_SECTOR), 0, "bitmap");
 }
 
 void rig_create(struct rig *rig, const struct rig_shape *shape, uint64_t dev_sectors, uint64_t seed, bool slow)
@@ -203,6 +249,8 @@ void rig_create(struct rig *rig, const struct rig_shape *shape, uint64_t dev_sec
         sb.device_uuid[0] = (uint8_t)i;
         rl_superblock_encode(&sb, block);
         rig_check(rl_member_pwrite(rig->members[index].memory, block, sizeof block, SUPER_OFFSET * RIG_SECTOR), 0, "superblock");
+        if (shape->bitmap)
+            put_bitmap(rig, index);
     }
 }
 
@@ -297,6 +345,7 @@ static int assemble(const struct rig *rig, rl_member *const *members, unsigned c
             .bad_blocks = f->bad,
             .bad_block_count = f->bad_count,
             .recovered_sectors = rebuilding ? f->sb.recovery_offset : RL_MAX_SECTOR,
+            .by_bitmap = (f->sb.feature_map & RL_FEATURE_RECOVERY_BITMAP) != 0,
         };
     }
     int rc = rl_array_open(&config, out);

@@ -14,6 +14,7 @@ struct rig_shape {
     const char *name;
     int32_t level;
     uint32_t layout, chunk_sectors, slots;
+    bool bitmap; /* a write-intent bitmap with regions of 4096 bytes, swept every second */
 };
 /* Of every level, and of the layouts those that differ in how they are computed with. Ends with a NULL name. */
 extern const struct rig_shape rig_shapes[];
@@ -50,6 +51,8 @@ unsigned rig_member_new(struct rig *rig);
 void rig_member_close(struct rig *rig, unsigned index);
 /* The superblock for a new member of the array. */
 struct rl_superblock rig_superblock(const struct rig *rig);
+/* What a member's superblock says of it. */
+struct rl_superblock rig_read_superblock(const struct rig *rig, unsigned index);
 /* Makes the members of a new array, all in sync, and writes their superblocks. */
 void rig_create(struct rig *rig, const struct rig_shape *shape, uint64_t dev_sectors, uint64_t seed, bool slow);
 /* Opens what the superblocks of the rig's members say. */

@@ -48,7 +48,7 @@ static atomic_ulong jobs_done;
 
 /* What was done, for the last line; the administrator's but for the jobs. */
 static struct {
-    unsigned long failed, refused, added, removed, reopened, looks;
+    unsigned long failed, refused, added, readded, removed, reopened, looks;
     atomic_ulong job[RL_SYNC_REPAIR + 1], cancelled, stepped_in;
     unsigned long injected[RL_FAULT_GONE + 1], hit[RL_FAULT_GONE + 1];
 } tally;
@@ -406,6 +406,26 @@ static void add_member(uint64_t *dice)
     }
 }
 
+/* A member that failed comes back by the bitmap, or goes for good. */
+static void come_back(uint32_t device)
+{
+    int index = rig.member_of[device];
+    rl_member *member = member_of(device);
+    rig_check(rl_array_remove(rig.array, device), 0, "rl_array_remove");
+    rig_check(rl_fault_clear(member), 0, "rl_fault_clear");
+    struct rl_superblock sb = rig_read_superblock(&rig, (unsigned)index);
+    int rc = rl_array_readd(rig.array, member, &sb, NULL, 0, &device);
+    if (rc == -ENOENT ||
+        rc == -EBUSY) { /* it lacks more than is marked, or another has its slot; a spare more would be in the way of the next one */
+        rig_member_close(&rig, (unsigned)index);
+        tally.removed++;
+        return;
+    }
+    rig_check(rc, 0, "rl_array_readd");
+    rig.member_of[device] = index;
+    tally.readded++;
+}
+
 static void control_job(uint64_t *dice)
 {
     uint64_t act = rig_below(dice, 8);
@@ -466,7 +486,10 @@ static void administer_once(uint64_t *dice)
         break;
     case 6: control_job(dice); break;
     default:
-        if (room && status.device_count < rig.shape->slots + 60 && (status.slots_missing || rig_below(dice, 8) == 0))
+        if (rig.shape->bitmap && state == RL_DEVICE_FAULTY && room)
+            come_back(device);
+        else if (room && status.device_count < rig.shape->slots + 60 && (status.slots_missing || rig_below(dice, 8) == 0) &&
+                 (!rig.shape->bitmap || rig_below(dice, 12) == 0)) /* mostly those that were there come back */
             add_member(dice);
     }
 }
@@ -577,11 +600,13 @@ static void play(const struct rig_shape *shape, double seconds, uint64_t seed)
         turns += workers[i].turns;
     rig_close(&rig);
     free(model);
-    printf("%-14s %8lu requests  %lu failed (%lu refused)  %lu added, %lu stepped in, %lu removed  %lu recoveries %lu resyncs %lu checks "
+    printf("%-14s %8lu requests  %lu failed (%lu refused)  %lu added, %lu re-added, %lu stepped in, %lu removed  %lu recoveries %lu "
+           "resyncs %lu checks "
            "%lu repairs, %lu cancelled"
            "  %lu reopened, %lu looks with slots left out\n",
-           shape->name, turns, tally.failed, tally.refused, tally.added, tally.stepped_in, tally.removed, tally.job[RL_SYNC_RECOVER],
-           tally.job[RL_SYNC_RESYNC], tally.job[RL_SYNC_CHECK], tally.job[RL_SYNC_REPAIR], tally.cancelled, tally.reopened, tally.looks);
+           shape->name, turns, tally.failed, tally.refused, tally.added, tally.readded, tally.stepped_in, tally.removed,
+           tally.job[RL_SYNC_RECOVER], tally.job[RL_SYNC_RESYNC], tally.job[RL_SYNC_CHECK], tally.job[RL_SYNC_REPAIR], tally.cancelled,
+           tally.reopened, tally.looks);
     printf("%-14s full %lu times  faults hit/injected: error %lu/%lu short %lu/%lu delay %lu/%lu hang %lu/%lu lost %lu/%lu torn %lu/%lu "
            "gone %lu/%lu\n",
            "", times_full, tally.hit[1], tally.injected[1], tally.hit[2], tally.injected[2], tally.hit[3], tally.injected[3], tally.hit[4],

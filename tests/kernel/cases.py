@@ -5,7 +5,6 @@ import errno
 import hashlib
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import raidlib
 from raidlib import MemberState
 
 MIB = 1 << 20
+REGION = 16 << 10  # of the bitmaps: there are some 200 of them
 SEED = seed_bytes()
 
 
@@ -133,8 +133,9 @@ class Scarred(Disk):
 class Case:
     """One array on its way between the two sides: its members, and what it must hold."""
 
-    def __init__(self, shape: Shape, metadata: str, folder: Path, name: str) -> None:
+    def __init__(self, shape: Shape, metadata: str, folder: Path, name: str, *, bitmap: bool) -> None:
         self.shape, self.metadata, self.folder = shape, metadata, folder
+        self.bitmap = bitmap  # whether it has a write-intent bitmap
         self.random = random.Random(name)
         self.name = f"k{self.random.randrange(10**9)}"
         self.paths = [folder / f"m{slot}" for slot in range(len(shape.sizes))]
@@ -163,6 +164,8 @@ class Case:
 
     def create(self, members: list, **options) -> raidlib.Array:
         shape = {"level": self.shape.level, "layout": self.shape.layout, "raid_devices": len(self.shape.sizes), "chunk": self.chunk}
+        if self.bitmap:
+            options |= {"bitmap": "internal", "bitmap_chunk": REGION}
         return raidlib.create(members, metadata=self.metadata, name=self.name, **shape, **options)
 
     def fill(self, array: raidlib.Array) -> None:
@@ -173,9 +176,12 @@ class Case:
         """Writes of many sizes, here."""
         for _ in range(12):
             offset = self.random.randrange(array.size)
-            data = self.random.randbytes(min(array.size - offset, self.random.choice([1, 700, 4096, 70_000, 300_000])))
-            array.pwrite(data, offset)
-            self.content[offset : offset + len(data)] = data
+            self.write(array, offset, min(array.size - offset, self.random.choice([1, 700, 4096, 70_000, 300_000])))
+
+    def write(self, array: raidlib.Array, offset: int, length: int) -> None:
+        data = self.random.randbytes(length)
+        array.pwrite(data, offset)
+        self.content[offset : offset + length] = data
 
     def rebuilt(self, array: raidlib.Array) -> None:
         """Waits until every slot has its member; one that comes late to a rebuild may have one of its own."""
@@ -192,6 +198,7 @@ class Case:
             status = array.status()
             assert [m.state for m in status.members if m.slot is not None] == [MemberState.IN_SYNC] * len(self.shape.sizes), status
             assert status.resync_offset is None and status.job is None
+            assert (status.bitmap is not None) == self.bitmap
             assert array.pread(array.size, 0) == self.content, "read here"
             if self.shape.bears:
                 job = array.check()
@@ -200,6 +207,8 @@ class Case:
         reader = oracle.ArrayReader(members)
         assert reader.read(0, reader.size) == self.content, "read by the oracle"
         assert reader.check() == []
+        for block in map(raidlib.examine, members):
+            assert not self.bitmap or (block.bitmap.events, block.bitmap.dirty) == (block.events, 0), f"after a clean end: {block.bitmap}"
 
     def left_to_resync(self, block: raidlib.Superblock) -> float:
         """Bytes of each member; level 10 counts its checkpoint in bytes of the array."""
@@ -207,8 +216,8 @@ class Case:
 
     # -- there
 
-    def there(self, lines: str, members: list[Path] | None = None) -> Iterator[Step]:
-        seen: Seen = yield Step(lines, tuple(members or self.paths))
+    def there(self, lines: str, members: list[Path] | None = None, *, cuts: bool = False) -> Iterator[Step]:
+        seen: Seen = yield Step(lines, tuple(members or self.paths), cuts)
         return seen
 
     def dictate(self, writes: int = 6) -> str:
@@ -216,17 +225,21 @@ class Case:
         lines, kib = [], len(self.content) >> 10
         for _ in range(writes):
             count = self.random.choice([1, 3, 4, 60, 64, 200])
-            seek = self.random.randrange(kib - count)
-            skip = self.random.randrange((SEED_BYTES >> 10) - count)
-            self.content[seek << 10 : seek + count << 10] = SEED[skip << 10 : skip + count << 10]
-            lines.append(f"put {skip} {seek} {count}")
+            lines.append(self.put(self.random.randrange(kib - count), count))
         return "\n".join(lines)
+
+    def put(self, seek: int, count: int) -> str:
+        """A line that writes so many KiB there, from the seed; the content follows."""
+        skip = self.random.randrange((SEED_BYTES >> 10) - count)
+        self.content[seek << 10 : seek + count << 10] = SEED[skip << 10 : skip + count << 10]
+        return f"put {skip} {seek} {count}"
 
     def create_line(self, options: str = "") -> str:
         words = [f"--level={self.shape.level}", f"--raid-devices={len(self.shape.sizes)}", f"--metadata={self.metadata}"]
         words += [f"--name={self.name}"] if self.metadata != "0.90" else []
         words += [f"--layout={self.shape.layout.replace('-n-', '-N-')}"] if self.shape.layout else []
         words += [f"--chunk={self.chunk >> 10}"] if self.chunk else []
+        words += ["--bitmap=internal", f"--bitmap-chunk={REGION >> 10}"] if self.bitmap else []
         return f"create {' '.join(words)} {options}"
 
     def same(self, seen: Seen) -> None:
@@ -238,6 +251,10 @@ class Case:
         assert seen["degraded"] in ("0", "none") and seen["resync_start"] == "none"
         for slot in range(len(self.shape.sizes)):
             assert seen[f"member.{slot}"].split()[:2] == [str(slot), "in_sync"], f"member {slot}: {seen[f'member.{slot}']}"
+        assert bool(seen["bitmap"]) == self.bitmap
+        for slot in range(len(self.shape.sizes) if self.bitmap else 0):
+            assert seen["bitmap"].endswith(f" {REGION >> 10}KB chunk")
+            assert seen[f"marks.{slot}"].split()[1:] == ["0"], "marked after a clean end"
         self.same(seen)
         assert seen["mismatch_cnt"] == "0" if self.shape.bears else "mismatch_cnt" not in seen
 
@@ -686,105 +703,3 @@ def bad_blocks_there(c: Case) -> Steps:
         assert not any(m.bad_blocks for m in array.status().members)
     c.right_here()
     c.whole_there((yield from c.there(VERIFY)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Direction:
-    """A column of the table."""
-
-    name: str
-    run: Callable[[Case], Steps]
-    applies: Callable[[Shape, str], bool]
-    extra_members: int = 0
-
-
-def always(_shape: Shape, _metadata: str) -> bool:
-    return True
-
-
-def creatable(_shape: Shape, metadata: str) -> bool:
-    return metadata != "0.90"
-
-
-def redundant(shape: Shape, _metadata: str) -> bool:
-    return shape.bears > 0
-
-
-def sharing(shape: Shape, _metadata: str) -> bool:
-    """Of level 1, one member is always enough."""
-    return shape.level != "1"
-
-
-def redundant_1x(shape: Shape, metadata: str) -> bool:
-    """0.90 is not made here, and has no place for a replacement or a list of bad blocks."""
-    return redundant(shape, metadata) and metadata != "0.90"
-
-
-def in_halves(shape: Shape, _metadata: str) -> bool:
-    return len(shape.sizes) % 2 == 0 and (shape.level == "1" or shape.layout == "n2")
-
-
-DIRECTIONS = [
-    Direction("made here", made_here, creatable),
-    Direction("made there", made_there, always),
-    Direction("mended here", mended_here, redundant),
-    Direction("mended there", mended_there, redundant),
-    Direction("rebuild cut here", rebuild_cut_here, redundant),
-    Direction("rebuild cut there", rebuild_cut_there, redundant),
-    Direction("resync cut here", resync_cut_here, redundant),
-    Direction("resync cut there", resync_cut_there, redundant),
-    Direction("stale here", stale_here, redundant),
-    Direction("stale there", stale_there, redundant),
-    Direction("too few", too_few, sharing),
-    Direction("crash here", crash_here, redundant),
-    Direction("crash there", crash_there, redundant, extra_members=5),
-    Direction("split here", split_here, in_halves),
-    Direction("split there", split_there, in_halves),
-    Direction("spare here", spare_here, redundant_1x, extra_members=1),
-    Direction("spare there", spare_there, redundant, extra_members=1),
-    Direction("replace cut here", replace_cut_here, redundant_1x, extra_members=1),
-    Direction("replace cut there", replace_cut_there, redundant_1x, extra_members=1),
-    Direction("bad blocks here", bad_blocks_here, redundant_1x),
-    Direction("bad blocks there", bad_blocks_there, redundant_1x),
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One cell of the table."""
-
-    shape: Shape
-    metadata: str
-    direction: Direction
-
-    @property
-    def row(self) -> str:
-        return f"{self.shape} {self.metadata}"
-
-    def __str__(self) -> str:
-        return f"{self.row}, {self.direction.name}".replace(" - ", " ")
-
-    def entry(self, scratch: Path) -> tuple[str, int, Callable[[], Steps]]:
-        """What the shuttle wants: a name, how many members there are, what begins it."""
-        name = str(self)
-        folder = scratch / "".join(c if c.isalnum() else "-" for c in name)
-        return name, len(self.shape.sizes) + self.direction.extra_members, lambda: self._run(folder)
-
-    def _run(self, folder: Path) -> Steps:
-        yield from self.direction.run(Case(self.shape, self.metadata, folder, str(self)))
-        shutil.rmtree(folder)  # what went wrong stays
-
-
-def everything() -> list[Cell]:
-    """All of the table, row by row."""
-    cells = [Cell(shape, metadata, direction) for shape in SHAPES for metadata in METADATA for direction in DIRECTIONS]
-    return [cell for cell in cells if cell.direction.applies(cell.shape, cell.metadata)]
-
-
-def sample() -> list[Cell]:
-    """Some of it: every shape made on both sides, every other direction on every level; metadata versions and layouts take turns."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in everything():
-        made = cell.direction.run in (made_here, made_there)
-        groups.setdefault((cell.direction.name, cell.shape if made else cell.shape.level), []).append(cell)
-    return [cells[turn * 7 % len(cells)] for turn, cells in enumerate(groups.values())]

@@ -8,12 +8,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import cases
 import shuttle
+import table
 
-CHOSEN = pytest.StashKey[list[cases.Cell]]()
+CHOSEN = pytest.StashKey[list[table.Cell]]()
 SHUTTLE = pytest.StashKey[shuttle.Shuttle]()
-SAID: dict[cases.Cell, shuttle.Outcome] = {}
+SAID: dict[table.Cell, shuttle.Outcome] = {}
 MARKS = {"right": "ok", "n/a": "n/a", "wrong": "WRONG"}
 
 
@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     if "cell" in metafunc.fixturenames:
-        metafunc.parametrize("cell", cases.everything() if metafunc.config.getoption("--full") else cases.sample(), ids=str)
+        metafunc.parametrize("cell", table.everything() if metafunc.config.getoption("--full") else table.sample(), ids=str)
 
 
 def pytest_collection_finish(session):
@@ -37,7 +37,7 @@ def judge(pytestconfig, tmp_path_factory):
     scratch = tmp_path_factory.mktemp("kernel")
     pytestconfig.stash[SHUTTLE] = machines = shuttle.Shuttle([cell.entry(scratch) for cell in pytestconfig.stash[CHOSEN]], scratch)
 
-    def outcome(cell: cases.Cell) -> shuttle.Outcome:
+    def outcome(cell: table.Cell) -> shuttle.Outcome:
         SAID[cell] = machines.outcome(str(cell))
         return SAID[cell]
 
@@ -45,20 +45,22 @@ def judge(pytestconfig, tmp_path_factory):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """The table: a row for each shape and metadata version, a numbered column for each direction."""
+    """The table: a row for each shape and metadata version, a numbered column for each direction, of those that were run."""
     if SHUTTLE not in config.stash:
         return
     write = terminalreporter.write_line
-    rows = sorted({cell.row for cell in SAID}, key=[cell.row for cell in cases.everything()].index)
+    rows = sorted({cell.row for cell in SAID}, key=[cell.row for cell in table.everything()].index)
     marks = {(cell.row, cell.direction.name): MARKS[outcome.word] for cell, outcome in SAID.items()}
     wide = max(len(row) for row in rows)
+    names = {cell.direction.name for cell in SAID}
+    columns = {number: direction for number, direction in enumerate(table.DIRECTIONS, 1) if direction.name in names}
     write("")
-    for number, direction in enumerate(cases.DIRECTIONS, 1):
+    for number, direction in columns.items():
         write(f"{number:2} {direction.name}: {direction.run.__doc__.splitlines()[0]}")
     write("")
-    write(" " * wide + "".join(f"{number:6}" for number in range(1, len(cases.DIRECTIONS) + 1)))
+    write(" " * wide + "".join(f"{number:6}" for number in columns))
     for row in rows:
-        write(row.ljust(wide) + "".join(marks.get((row, d.name), ".").rjust(6) for d in cases.DIRECTIONS))
+        write(row.ljust(wide) + "".join(marks.get((row, direction.name), ".").rjust(6) for direction in columns.values()))
     for reason in sorted({f"n/a: {cell}: {outcome.text}" for cell, outcome in SAID.items() if outcome.word == "n/a"}):
         write(reason)
     count = Counter(outcome.word for outcome in SAID.values())

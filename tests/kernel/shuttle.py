@@ -35,6 +35,7 @@ class Step:
 
     lines: str
     members: tuple[Path, ...]
+    cuts: bool = False  # it ends with cut_power, and the boot with it: those after it have another one
 
 
 @dataclasses.dataclass
@@ -147,7 +148,7 @@ class Shuttle:
         for part in text.split("@@ cell ")[1:]:
             name, said = part.split("\n", 1)
             facts = dict(re.findall(r"^= (\S+) ?(.*)$", said, re.MULTILINE))
-            if "@@ end" not in said:
+            if "@@ end" not in said and not (steps[name].cuts and "cut" in facts):
                 facts["error"] = "the guest hung or died in this case"
             answers[name] = Seen(facts, said)
         if not answers:

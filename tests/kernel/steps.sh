@@ -22,13 +22,16 @@ await() { # a shell condition
 }
 is() { read -r word _ <"$MD/$1" 2>/dev/null && [ "$word" = "$2" ]; }
 
-# How the array stands: what it lacks, from where it is to be resynced, which member is where.
+# How the array stands: what it lacks, from where it is to be resynced, what is marked, which member is where.
 look() {
     for name in array_state degraded resync_start sync_action; do
         word=none
         [ -e $MD/$name ] && read -r word _ <$MD/$name
         say $name $word
     done
+    bitmap=$(sed -n 's/^ *bitmap: //p' /proc/mdstat)
+    say bitmap $bitmap
+    [ -z "$bitmap" ] || marks
     number=0
     for member in $MEMBERS; do
         folder=$MD/dev-${member#/dev/}
@@ -40,6 +43,13 @@ look() {
         else
             say member.$number out
         fi
+        number=$((number + 1))
+    done
+}
+marks() { # regions, and those that are marked, of each member's bitmap
+    number=0
+    for member in $MEMBERS; do
+        say marks.$number $(mdadm --examine-bitmap $member | sed -n 's/^ *Bitmap : \([0-9]*\) bits (chunks), \([0-9]*\) dirty.*/\1 \2/p')
         number=$((number + 1))
     done
 }
@@ -55,6 +65,10 @@ refused() { # the array is not started out of these members, not even with --run
     fi
     say refused $(echo $out)
     [ ! -e $MD ] || must mdadm --stop /dev/md0
+}
+not_re_added() { # this member is not taken back, but could be a spare
+    if out=$(mdadm /dev/md0 --re-add "$1" 2>&1); then die "taken back: $1"; fi
+    say not_re_added $out
 }
 create() { must mdadm --create /dev/md0 --run "$@"; }
 go() {
@@ -105,6 +119,13 @@ moved() { # sectors read from and written to each member since the boot
         say written.$number $7
         number=$((number + 1))
     done
+}
+cut_power() { # with all that is under way
+    say cut
+    usleep 200000 # the serial line
+    echo b >/proc/sysrq-trigger
+    sleep 60
+    die "the power is still on"
 }
 stop() {
     sync

@@ -1,4 +1,4 @@
-"""Every cell of the table (cases.py): what one side made, broke or mended, the other finds right."""
+"""Every cell of the table (table.py): what one side made, broke or mended, the other finds right."""
 
 import pytest
 
