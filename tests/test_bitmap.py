@@ -735,6 +735,7 @@ def test_a_member_with_which_others_were_put_into_our_slots_is_not_taken_back(nu
     apart = [device.fork() for device in bench.memory]
     with Session.start([None, None, lab.FaultyDevice(apart[2]), None], bench.clock, run=True) as array:
         array.write(b"other" * 100, 3 * CHUNK)
+    with Session.start([None, None, lab.FaultyDevice(apart[2]), None], bench.clock) as array:  # which knows of no others any more
         for number in (10, 11):
             index = array.add(lab.FaultyDevice(MemoryDevice(apart[0].size)), number, 1)
             assert array.activate(index, -1)
@@ -857,6 +858,24 @@ def test_the_status_does_not_wait_for_a_member_that_hangs_in_its_bitmap():
             writing.result()
 
 
+def told(devices):
+    """Those whose superblock says that there is a bitmap."""
+    return [n for n, device in enumerate(devices) if read_superblock(Member.open(device)).feature_map & lib.RL_FEATURE_BITMAP]
+
+
+def test_who_was_told_of_a_bitmap_that_was_not_made_is_told_at_the_end():
+    bench = Bench("5")
+    with bench.open() as array:
+        check(lib.rl_array_set_bitmap(array.handle, 0, 0, 0))
+        bench.idle(array)
+        rule = bench.devices[2].add(lab.Rule("error", on="write", first_sector=SUPER // 512, sectors=8, errno=errno.ENOSPC))
+        with pytest.raises(errors.NoSpaceError):
+            check(lib.rl_array_set_bitmap(array.handle, REGION, 24, 8))
+        assert told(bench.memory[:4]) == [0, 1, 3]
+        bench.devices[2].remove(rule)
+    assert not told(bench.memory[:4])
+
+
 @pytest.mark.parametrize("what", ["bitmap", "superblock"])
 def test_no_space_for_a_bitmap_that_is_made(what):
     """There is none then; whoever has already been told that there is one is told before anything is written; and the next try makes it."""
@@ -874,11 +893,13 @@ def test_no_space_for_a_bitmap_that_is_made(what):
             left.recover()
             assert left.run(lib.RL_SYNC_CHECK) == 0 and left.read() == bytes(bench.content)
         bench.devices[2].remove(rule)
+        check(lib.rl_array_zero(array.handle, CHUNK, 7 * CHUNK, lib.RL_ZERO_DISCARD))  # the one change that may be tried without space
+        bench.content[7 * CHUNK : 8 * CHUNK] = bytes(CHUNK)
+        assert not told(bench.memory[:4])
         bench.idle(array, 2)
-        bench.recorder.clear()
         bench.write(array, 20)
         forks = [device.fork() for device in bench.memory]
-        assert not any(read_superblock(Member.open(device)).feature_map & lib.RL_FEATURE_BITMAP for device in forks[:4])
+        assert not told(forks[:4])
         spoil(forks[redundancy("5", 12)], 12)
         with Session.start(forks, bench.clock) as left:
             left.recover()
