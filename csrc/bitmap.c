@@ -19,8 +19,9 @@
  *   B3  `events_cleared` is the event count as of a moment at which every slot was in sync, and is durable on every device before a bit that was cleared then reaches one. So a member
  *       whose own superblock is not older holds all that is not marked.
  *   B4  The head's event count is never behind the superblocks': a commit writes the heads first. A head whose count is behind says nothing (all bits count as set).
- *   B5  A head with a valid count is written only over bits that are whole: a device that may lack some (one new in its slot, one that differed when the array was opened) has its head
- *       made invalid first, and nothing is written to the array until all have theirs (bitmap_due).
+ *   B5  A head with a valid count is written only over bits that are whole: a device that may lack some (one new in its slot, one that differed when the array was opened) gets the bits
+ *       first, under the head that it has (for one that is new a count of 0), and nothing is marked or written until all have theirs (bitmap_due). So marks that one device alone has
+ *       stay good until another has them.
  *   B6  What the bitmap is (that there is one, where) changes with config held exclusively and no job running.
  *
  * `io` orders all that reaches the members of the bitmap while config is shared; whoever waits for it finds his bits set by whoever had it (one write for many).
@@ -145,7 +146,7 @@ int rl_bitmap_write_to(rl_array *a, uint32_t device)
     if (!b || !rl_bitmap_is_on(d) || (d->bitmap_whole && d->bitmap_events == a->sb.events))
         return 0;
     if (!d->bitmap_whole) {
-        rl_bitmap_put_head(b, 0);
+        rl_bitmap_put_head(b, d->bitmap_events);
         write_run(a, b, &io, 1, 0, b->bytes / RL_BITMAP_PAGE);
         flush_written(&io, 1);
     }

@@ -147,45 +147,47 @@ static int32_t best_device(const rl_array *a, struct rl_bitmap_superblock *best)
     return found;
 }
 
-/* Which devices have the same on them, head and bits: the others get it whole with the first commit (B5). */
-static int compare_devices(rl_array *a, struct bitmap *b)
+/* The image becomes all that any device in sync has marked: the last marks of one that failed, unrecorded, are on the others alone. *valid: all say what is to be resynced; else one that
+ * cannot be asked may have had marks that the others lack. */
+static int merge_bits(rl_array *a, struct bitmap *b, bool *valid)
 {
-    void *other = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *other = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (other == MAP_FAILED)
         return rl_fail(ENOMEM, "rl_array_open", -1, 0, "no memory for a bitmap");
-    for (uint32_t i = 0; i < a->device_count; i++) {
-        struct device *d = a->devices[i];
-        uint64_t members = rl_member_size(d->member) / RL_SECTOR;
-        d->bitmap_whole = rl_bitmap_is_on(d) && area_fits(a, &d->sb, members, a->sb.bitmap_offset, b->bytes / RL_SECTOR) &&
-                          read_member(d->member, other, b->bytes, rl_bitmap_offset(a, &d->sb)) == 0 &&
-                          memcmp(other, b->image, b->bytes) == 0;
-        d->bitmap_events = b->sb.events;
-        if (rl_bitmap_is_on(d) && !d->bitmap_whole)
-            atomic_store(&a->bitmap_due, true);
+    for (uint32_t i = 0; *valid && i < a->device_count; i++) {
+        struct rl_bitmap_superblock sb;
+        const struct device *d = a->devices[i];
+        if (d->state != RL_DEVICE_IN_SYNC)
+            continue;
+        /* 3.5: out of date, or of another size: the bits say nothing */
+        *valid = read_member(d->member, other, b->bytes, rl_bitmap_offset(a, &d->sb)) == 0 &&
+                 judge_head(a, d->member, &d->sb, other, &sb) == 0 && sb.events >= a->sb.events && !(sb.state & RL_BITMAP_STALE) &&
+                 sb.sync_sectors == sync_sectors(a) && sb.chunk_bytes == b->sb.chunk_bytes;
+        for (uint64_t at = RL_BITMAP_HEAD_BYTES; *valid && at < b->bytes; at++)
+            b->image[at] |= other[at];
     }
     munmap(other, b->bytes);
     return 0;
 }
 
-/* All that any head with a current count has marked: the last marks of a member that failed, unrecorded, may be on the others alone. *valid: they say what is to be resynced. */
-static int merge_bits(rl_array *a, struct bitmap *b, bool *valid)
+/* Which devices have the image on them: the others get it with the first commit, under the head that they have (B5), where that counts. */
+static int compare_devices(rl_array *a, struct bitmap *b, bool valid)
 {
     uint8_t *other = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (other == MAP_FAILED)
         return rl_fail(ENOMEM, "rl_array_open", -1, 0, "no memory for a bitmap");
     for (uint32_t i = 0; i < a->device_count; i++) {
         struct rl_bitmap_superblock sb;
-        const struct device *d = a->devices[i];
-        if (d->state != RL_DEVICE_IN_SYNC)
+        struct device *d = a->devices[i];
+        if (!rl_bitmap_is_on(d))
             continue;
-        if (read_member(d->member, other, b->bytes, rl_bitmap_offset(a, &d->sb)))
-            *valid = false; /* it may have had marks that the others lack */
-        else if (judge_head(a, d->member, &d->sb, other, &sb) || sb.events < a->sb.events)
-            continue;
-        else if (sb.chunk_bytes != b->sb.chunk_bytes)
-            *valid = false;
-        for (uint64_t at = RL_BITMAP_HEAD_BYTES; *valid && at < b->bytes; at++)
-            b->image[at] |= other[at];
+        bool counts = valid && read_member(d->member, other, b->bytes, rl_bitmap_offset(a, &d->sb)) == 0 &&
+                      judge_head(a, d->member, &d->sb, other, &sb) == 0 && sb.events >= a->sb.events && sb.chunk_bytes == b->sb.chunk_bytes;
+        d->bitmap_events = counts ? sb.events : 0;
+        d->bitmap_whole =
+            counts && memcmp(other + RL_BITMAP_HEAD_BYTES, b->image + RL_BITMAP_HEAD_BYTES, b->bytes - RL_BITMAP_HEAD_BYTES) == 0;
+        if (!d->bitmap_whole)
+            atomic_store(&a->bitmap_due, true);
     }
     munmap(other, b->bytes);
     return 0;
@@ -218,24 +220,17 @@ int rl_bitmap_open(rl_array *a)
             return rl_fail(EBADMSG, "rl_array_open", (int32_t)i, 0, "%s has no room for the array's write-intent bitmap",
                            a->devices[i]->member->name);
     }
-    /* 3.5: out of date, or of another size: the bits say nothing */
-    bool valid = sb.events >= a->sb.events && !(sb.state & RL_BITMAP_STALE) && sb.sync_sectors == sync_sectors(a);
+    bool valid = true;
     struct bitmap *b = a->bitmap = new_bitmap(a, &sb);
     if (!b)
         return rl_fail(ENOMEM, "rl_array_open", -1, 0, "no memory for a bitmap");
-    const struct device *d = a->devices[device];
-    if (read_member(d->member, b->image, b->bytes, rl_bitmap_offset(a, &d->sb)))
-        return rl_fail(EIO, "rl_array_open", device, 0, "%s: its write-intent bitmap cannot be read", d->member->name);
     int rc = merge_bits(a, b, &valid);
-    rc = rc ? rc : compare_devices(a, b);
     if (!valid) {
         set_all(b);
         b->sb.state &= ~(uint32_t)RL_BITMAP_STALE;
         atomic_store(&b->events_cleared, a->sb.events);
-        for (uint32_t i = 0; i < a->device_count; i++)
-            a->devices[i]->bitmap_whole = false;
-        atomic_store(&a->bitmap_due, true);
     }
+    rc = rc ? rc : compare_devices(a, b, valid);
     rl_bitmap_put_head(b, b->sb.events);
     fill_words(a, b);
     return rc;
@@ -243,13 +238,14 @@ int rl_bitmap_open(rl_array *a)
 
 /* ---- administration ------------------------------------------------------------------------------------------------- */
 
-/* Whether a former member may have been written to without the others that are in their slots: its superblock knows other members there, or none, as one does that was used alone;
- * or its own bitmap was cleared since, as by members that were new there, whatever their numbers. */
+/* Whether a former member may have been written to without the others that are in their slots: its superblock knows other members there, or none, as one does that was used alone; or its
+ * own bitmap was cleared at other times than ours, as it may be with members that were new there, whatever their numbers. Of one that was away it is at our last time, or (the kernel
+ * tells the members later) that came with the last that it knows. Not told apart: one that was whole with new members of our numbers, and whose times happen to be ours. */
 static bool used_apart(const rl_array *a, rl_member *member, const struct rl_superblock *own, uint64_t cleared)
 {
     struct rl_bitmap_superblock head;
     bool apart = own->events > a->sb.events || !(own->feature_map & RL_FEATURE_BITMAP) || read_head(a, member, own, &head) ||
-                 head.events_cleared > cleared;
+                 head.events_cleared > cleared || (head.events_cleared < cleared && cleared + 1 < own->events);
     for (uint32_t slot = 0; slot < a->g.slots; slot++) {
         const struct device *d = a->slot_device[slot] < 0 ? NULL : a->devices[a->slot_device[slot]];
         uint32_t number = !d || a->sb.version == 90 ? slot : d->sb.dev_number;
@@ -280,7 +276,9 @@ static int check_former(const rl_array *a, rl_member *member, const struct rl_su
                        "%s has been away for longer than the bitmap reaches back: its event count is %llu, marks are kept since %llu",
                        member->name, (unsigned long long)own->events, (unsigned long long)cleared);
     if (used_apart(a, member, own, cleared))
-        return rl_fail(ENOENT, call, -1, 0, "%s was used apart from the others: what it holds cannot be known", member->name);
+        return rl_fail(ENOENT, call, -1, 0,
+                       "%s cannot be told from one that was used apart: its superblock or its bitmap does not fit those that are here",
+                       member->name);
     if (a->slot_device[role] >= 0)
         return rl_fail(EBUSY, call, role, 0, "slot %u, that of %s, is taken", role, member->name);
     for (uint32_t i = 0; i < a->device_count; i++) {
@@ -336,8 +334,10 @@ static int make_locked(rl_array *a, uint32_t chunk_bytes, int32_t offset_sectors
         return rl_fail(ENOMEM, call, -1, 0, "no memory for a bitmap");
     a->sb.feature_map |= RL_FEATURE_BITMAP;
     a->sb.bitmap_offset = offset_sectors;
-    for (uint32_t i = 0; i < a->device_count; i++)
+    for (uint32_t i = 0; i < a->device_count; i++) {
         a->devices[i]->bitmap_whole = false;
+        a->devices[i]->bitmap_events = 0;
+    }
     atomic_store(&a->bitmap_due, true);
     int rc = rl_metadata_commit(a);
     if (rc) { /* no bitmap; and before anything is written those that say already that there is one are told (bitmap_due) */
@@ -363,6 +363,7 @@ static int unmake_locked(rl_array *a)
     if (rc) { /* a member that says already that there is none causes a full resync at worst */
         a->bitmap = b;
         a->sb.feature_map |= RL_FEATURE_BITMAP;
+        atomic_store(&a->commit_due, true);
         return rc;
     }
     free_bitmap(b);

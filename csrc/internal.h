@@ -156,7 +156,7 @@ struct device {
         doubted; /* I11: a request found it failed, and it is not out yet. Set under config shared and doubt_lock, cleared under config exclusive */
     bool by_bitmap; /* config: REBUILDING, and above `recovered` good but for what the bitmap marks */
     bool bitmap_whole; /* B5; config exclusive: the bits that the array's bitmap has are on it */
-    uint64_t bitmap_events; /* B4; config exclusive: the count in the head of its bitmap */
+    uint64_t bitmap_events; /* B4, B5; config exclusive: the count in the head of its bitmap; 0: none that counts */
     bool lost; /* config: gone, but the content needs it: the array has failed, and its superblocks stay as they are */
     char reason[160];
 };
@@ -249,6 +249,8 @@ void rl_event_post(rl_array *a, uint32_t kind, int32_t device, uint64_t offset, 
 
 /* io.c: a device had no space for a write */
 void rl_note_full(rl_array *a, int32_t device);
+/* Writes may begin: the superblocks say active (I3), every device has the bitmap (B5). Either may have changed again once config is held. */
+int rl_ensure_active(rl_array *a);
 /* rl_array_pread, and how: RL_IO_* */
 int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, uint32_t io_flags);
 

@@ -139,8 +139,7 @@ int rl_array_read(rl_array *a, void *buffer, uint64_t length, uint64_t offset, u
     return rc;
 }
 
-/* Writes may begin: the superblocks say active (I3), every device has the bitmap (B5). */
-static int ensure_active(rl_array *a)
+int rl_ensure_active(rl_array *a)
 {
     if (atomic_load(&a->active) && !atomic_load(&a->bitmap_due))
         return 0;
@@ -228,7 +227,7 @@ static int change_all(rl_array *a, struct workspace *w, const struct change *c, 
     int rc = 0;
     for (uint64_t done = 0; rc == 0 && done < length;) {
         int64_t step = 0;
-        rc = ensure_active(a);
+        rc = rl_ensure_active(a);
         if (rc)
             break;
         pthread_rwlock_rdlock(&a->config);

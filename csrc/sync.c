@@ -547,15 +547,28 @@ static int checkpoint_if_due(rl_sync *s, uint64_t position)
     return checkpoint(s);
 }
 
+/* Takes config shared. What a repair may mend is marked first (B1): who is away lacks it, as he does what is written. */
+static int begin_slice(rl_sync *s, struct request *rq, uint64_t position, struct bitmap_hold *hold)
+{
+    rl_array *a = s->a;
+    for (int rc = 0;;) {
+        if (s->kind == RL_SYNC_REPAIR && atomic_load(&a->bitmap_due))
+            rc = rl_ensure_active(a);
+        pthread_rwlock_rdlock(&a->config);
+        if (rc || s->kind != RL_SYNC_REPAIR)
+            return rc;
+        if (!atomic_load(&a->bitmap_due))
+            return rl_bitmap_begin_sectors(rq, position, rl_min(RL_SLICE_BYTES / RL_SECTOR, s->end - position), hold);
+        pthread_rwlock_unlock(&a->config); /* again in between: once more */
+    }
+}
+
 static int one_slice(rl_sync *s, struct workspace *w, uint64_t position, uint64_t *step)
 {
     rl_array *a = s->a;
     struct request rq = {.a = a};
     struct bitmap_hold hold = {0};
-    int rc = 0;
-    pthread_rwlock_rdlock(&a->config);
-    if (s->kind == RL_SYNC_REPAIR) /* B1: who is away lacks what is mended, as what is written */
-        rc = rl_bitmap_begin_sectors(&rq, position, rl_min(RL_SLICE_BYTES / RL_SECTOR, s->end - position), &hold);
+    int rc = begin_slice(s, &rq, position, &hold);
     if (rc == 0)
         rc = s->kind == RL_SYNC_RECOVER ? rl_recover_slice(&rq, w, position, s->end, step) : compare_slice(s, &rq, w, position, step);
     rl_bitmap_end(&hold);

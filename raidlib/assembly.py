@@ -361,7 +361,7 @@ def _read_bitmap(plan: Plan, force: bool) -> None:
     for c in plan.candidates:
         if c.state is MemberState.REBUILDING and c.sb.feature_map & lib.RL_FEATURE_RECOVERY_BITMAP:
             c.by_bitmap = any(not bitmap.says_nothing(head, sb) and head.events_cleared <= c.sb.events for head in heads)
-            c.recovered = c.sb.recovery_offset if c.by_bitmap else 0
+            c.recovered = c.sb.recovery_offset if c.by_bitmap and not plan.needs_force else 0
     if heads:
         length = bitmap.sectors_of(bitmap.sync_sectors(plan.geometry), heads[0].chunk_bytes)
         for c in plan.candidates:
@@ -463,6 +463,11 @@ def _decide_start(plan: Plan, force: bool) -> None:
                 "reconstructed from it may be wrong; --force (force=True) opens it all the same"
             )
         plan.clean = True  # md's "force clean": there is nothing to resync from
+        for c in plan.candidates:
+            if (
+                c.state is MemberState.REBUILDING
+            ):  # what it has got already may lack the last writes, as may that of the others: made anew from those
+                c.recovered = 0
     rebuilding = sum(c.state is MemberState.REBUILDING or _coming_in(c, sb) for c in plan.candidates)
     working = sum(role != "." for role in device_roles(sb))
     if len(present) + rebuilding < working and not force:

@@ -334,11 +334,11 @@ def test_a_bitmap_that_is_out_of_date_says_nothing(level, why):
     Judge(bench, slots(level))
 
 
-def test_the_newest_bitmap_counts_and_the_others_are_given_it():
-    """B5: a member may have been cut off before its bit was there, or before its head."""
+def test_what_one_has_marked_counts_and_the_others_are_given_it():
+    """B5: a member may have been cut off before its bit was there."""
 
     def change(forks):
-        rehead(forks[0], events=3)
+        forks[0].handle.pwrite(bytes(16), AREA + 256)
         forks[2].handle.pwrite(bytes(16), AREA + 256)
         spoil(forks[redundancy("5", 3)], 3)
 
@@ -350,6 +350,60 @@ def test_the_newest_bitmap_counts_and_the_others_are_given_it():
         assert bits(bench.page(0)) == bits(bench.page(1)) == bits(bench.page(2)) == {1, 3, 13}
         array.recover()
         assert array.run(lib.RL_SYNC_CHECK) == 0
+    Judge(bench, slots("5"))
+
+
+@pytest.mark.parametrize("level", ["1", "5", "10"])
+def test_a_cut_while_the_others_are_given_what_one_has_marked(level):
+    """B5: at every moment of the first commit of a session somebody has the mark, under a head that counts, or all counts as set."""
+    for bad in range(SLOTS[level]):
+        bench = Bench(level)
+        with bench.open() as array:
+            bench.write(array, 0)
+            before = [device.fork() for device in bench.memory]
+            bench.recorder.clear()
+            bench.devices[bad].add(lab.Rule("error", on="write", first_sector=AREA // 512, sectors=8, errno=errno.EIO, times=1))
+            bench.write(array, 5)
+        before = replayed(bench, before)
+        page = bytearray(before[bad].handle.pread(4096, AREA))
+        page[256 + 1] |= 0x80  # its own mark, of which the others have got the clearing already
+        before[bad].handle.pwrite(bytes(page), AREA)
+        recorder, kept = lab.Recorder("64M"), [device.fork() for device in before]
+        with Session.start([lab.FaultyDevice(device, recorder=recorder) for device in before], bench.clock) as array:
+            array.write(bytes(CHUNK), 0)
+        entries = [(e, recorder.data(e.index) if e.op == "write" else b"") for e in recorder.entries()]
+        first = next(k for k, (e, _) in enumerate(entries) if e.op == "write" and e.offset >= DATA)
+        assert first > 8
+        for cut in range(first):
+            state = [device.fork() for device in kept]
+            for e, data in entries[:cut]:
+                if e.op == "write":
+                    state[e.device].handle.pwrite(data, e.offset)
+            with Session.start(state, bench.clock) as array:
+                array.recover()
+                assert array.run(lib.RL_SYNC_CHECK) == 0, f"member {bad}, after {cut} requests"
+
+
+@pytest.mark.parametrize("what", ["magic", "events", "state", "sync_sectors"])
+def test_where_one_of_the_heads_says_nothing_all_counts_as_set(what):
+    """It may be that of the one that had marks which the others lack."""
+
+    def change(forks):
+        if what == "magic":
+            forks[0].handle.pwrite(bytes(4), AREA)
+        else:
+            rehead(forks[0], **{what: {"events": 3, "state": lib.RL_BITMAP_STALE, "sync_sectors": 8}[what]})
+        spoil(forks[redundancy("5", 7)], 7)
+
+    bench = Bench("5")
+    crash(bench, change)
+    with bench.open() as array:
+        status = bench.status(array)
+        assert status.needed == status.set == status.bits
+        array.recover()
+        assert array.run(lib.RL_SYNC_CHECK) == 0
+    with bench.open() as array:
+        assert bench.status(array).set == 0 and array.read() == bytes(bench.content)
     Judge(bench, slots("5"))
 
 
@@ -726,7 +780,7 @@ def test_where_the_marks_of_one_cannot_be_read_all_count_as_set(level):
         assert array.run(lib.RL_SYNC_CHECK) == 0 and array.read() == bytes(bench.content)
 
 
-@pytest.mark.parametrize(("numbers", "swept"), [("new", False), ("new", True), ("as ours", True)])
+@pytest.mark.parametrize(("numbers", "swept"), [("new", False), ("new", True), ("as ours", True), ("as ours, cleared before", True)])
 def test_a_member_with_which_others_were_put_into_our_slots_is_not_taken_back(numbers, swept):
     """They are whole without us: its superblock says of nobody that he is gone. With our numbers only its bitmap tells."""
     bench = Bench("1", spares=1)
@@ -751,7 +805,9 @@ def test_a_member_with_which_others_were_put_into_our_slots_is_not_taken_back(nu
             bench.write(array, 1)
             bench.idle(array)
         bench.devices[2].handle.pwrite(apart[2].handle.pread(apart[2].size, 0), 0)
-        if numbers == "as ours":
+        if numbers == "as ours, cleared before":
+            rehead(bench.devices[2], events_cleared=bench.status(array).events_cleared - 1)
+        if numbers != "new":
             own = read_superblock(Member.open(bench.devices[2]))
             own.dev_roles[0], own.dev_roles[1] = 0, 1
             write_superblock(Member.open(bench.devices[2]), own)
@@ -840,6 +896,52 @@ def test_what_a_repair_mends_is_lacked_by_who_is_away():
         readd(array, bench, 2)
         array.run(lib.RL_SYNC_RECOVER)
         assert array.run(lib.RL_SYNC_CHECK) == 0
+
+
+def test_a_repair_marks_nothing_before_all_have_the_bitmap():
+    """B5: a page with a head that counts must not come over others that lack marks."""
+    clock, rows = Clock(session.WALL_S), 40000
+    spec = creation.make_spec(
+        level=1, raid_devices=2, chunk=None, layout=None, metadata="1.2", name="lab:bitmap", uuid=f"{7:032x}", data_offset=DATA,
+        parity=None, assume_clean=True, bitmap="none", bitmap_chunk=None, consistency_policy=None,
+    )  # fmt: skip
+    memory = [MemoryDevice(DATA + rows * REGION) for _ in range(2)]
+    session.make(memory, spec, rows * REGION)
+    with Session.start(memory, clock) as array:
+        check(lib.rl_array_set_bitmap(array.handle, REGION, 24, 16))
+        array.write(b"far" * 100, 35000 * REGION)
+        forks = [device.fork() for device in memory]
+    rehead(forks[1], events=0)
+    forks[1].handle.pwrite(bytes(4096), AREA + 4096)
+    with Session.start(forks, clock) as array:
+        array.run(lib.RL_SYNC_REPAIR, stop_after=8)
+        left = forks[1].fork()
+    at = AREA + 256 + 35000 // 8
+    assert head(left.handle.pread(4096, AREA))[0] == 0 or left.handle.pread(1, at)[0] >> 35000 % 8 & 1
+
+
+def test_what_a_member_had_got_of_its_recovery_is_made_anew_after_a_forced_start():
+    """A write of which it lacks its part: nothing is resynced then, so what it has below its checkpoint cannot be believed."""
+    bench = Bench("5")
+    array = bench.open()
+    bench.idle(array, 3)
+    array.fail(1)
+    for chunk in range(0, 48, 3):
+        bench.write(array, chunk)
+    array.remove(1)
+    readd(array, bench, 1)
+    array.run(lib.RL_SYNC_RECOVER, stop_after=40)
+    assert array.statuses()[array.numbers.index(1)].recovered_sectors > 8
+    before = bench.memory[1].fork()
+    bench.write(array, 1)
+    forks = [before if n == 1 else device.fork() for n, device in enumerate(bench.memory)]
+    array.close()
+    with Session.start(forks, bench.clock, force=True) as array:
+        array.recover()
+        assert array.run(lib.RL_SYNC_CHECK) == 0
+        array.fail(2)
+        got = array.read()
+    assert all(got[c * CHUNK : (c + 1) * CHUNK] == bench.content[c * CHUNK : (c + 1) * CHUNK] for c in range(48) if c != 1)
 
 
 def test_the_status_does_not_wait_for_a_member_that_hangs_in_its_bitmap():
