@@ -34,7 +34,7 @@ COPIED = ("setup.py", "pyproject.toml", "README.md", "csrc", "fuse_mount", "raid
 BUILD = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
 CAMPAIGN = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", "-q", "--timeout=120"]
 # The tests whose matter is what is durable when, those that fail soonest first.
-SHORT = ("bitmap", "partial_failures", "array", "bad_blocks", "space", "jobs", "replace", "power_cuts")
+SHORT = ("bitmap", "bitmap_trust", "partial_failures", "array", "bad_blocks", "space", "jobs", "replace", "power_cuts")
 CAMPAIGN += [f"tests/test_{name}.py" for name in SHORT]
 TIME_LIMIT_S = 900
 
