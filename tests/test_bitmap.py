@@ -6,6 +6,7 @@ What opens, makes and shows bitmaps is in test_bitmap_use.py; what a power cut m
 import concurrent.futures
 import contextlib
 import errno
+import os
 import random
 import struct
 import time
@@ -45,7 +46,8 @@ class Bench:
         self.level, self.draw, self.clock = level, random.Random(seed), Clock(session.WALL_S)
         self.clock.advance(100)
         spec = creation.make_spec(
-            level=level, raid_devices=SLOTS[level], chunk=CHUNK, layout=None, metadata="1.2", name="lab:bitmap", uuid=f"{7:032x}",
+            level=level, raid_devices=SLOTS[level], chunk=CHUNK, layout=None, metadata="1.2", name="lab:bitmap",
+            uuid=f"{os.getpid():032x}",  # two runs at once are not to be one array, which is opened once
             data_offset=DATA, parity=3 if level == "rs" else None, assume_clean=True,
             bitmap="none", bitmap_chunk=None, consistency_policy=None,
         )  # fmt: skip
