@@ -414,7 +414,7 @@ int rl_array_remove(rl_array *a, uint32_t device)
 }
 
 /* The first dev_number that no device has, faulty ones included: a stale member must not find its number given to another. Nor, by a later session that knows nothing of it any
- * more, to one who then passes for it: so none of those that the slots had at first (check_former). */
+ * more, to one who then passes for it: so none of those that the slots had at first (bitmap_admin.c, used_apart). */
 static uint32_t free_number(const rl_array *a)
 {
     for (uint32_t number = a->sb.raid_disks;; number++) {

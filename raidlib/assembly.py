@@ -464,9 +464,8 @@ def _decide_start(plan: Plan, force: bool) -> None:
             )
         plan.clean = True  # md's "force clean": there is nothing to resync from
         for c in plan.candidates:
-            if (
-                c.state is MemberState.REBUILDING
-            ):  # what it has got already may lack the last writes, as may that of the others: made anew from those
+            # what it has got already may lack the last writes, as may that of the others: made anew from those
+            if c.state is MemberState.REBUILDING:
                 c.recovered = 0
     rebuilding = sum(c.state is MemberState.REBUILDING or _coming_in(c, sb) for c in plan.candidates)
     working = sum(role != "." for role in device_roles(sb))

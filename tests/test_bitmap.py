@@ -156,6 +156,12 @@ class Judge:
                         assert same, f"B2: the bit of region {region} is cleared, and member {other} was not flushed"
 
 
+def until_hit(device, rule):
+    """A hang tells nobody that it has begun: its count is looked at."""
+    while not device.counts()[rule].hit:
+        time.sleep(0.01)
+
+
 def slots(level):
     return range(SLOTS[level])
 
@@ -217,8 +223,7 @@ def test_a_bit_stays_while_a_write_is_under_way(level):
         rule = slow.add(lab.Rule("hang", on="write", first_sector=DATA // 512, sectors=8))
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             writing = pool.submit(bench.write, array, 0)
-            while not slow.counts()[rule].hit:
-                time.sleep(0.01)
+            until_hit(slow, rule)
             bench.idle(array, 4)
             marked = bits(bench.page(0))
             slow.remove(rule)

@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import errno
 import random
-import time
 
 import pytest
 from test_bitmap import (
@@ -26,6 +25,7 @@ from test_bitmap import (
     redundancy,
     rehead,
     spoil,
+    until_hit,
 )
 
 from raidlib import MemoryDevice, creation, errors, lab
@@ -36,19 +36,34 @@ from raidlib.member import Member, read_superblock, write_superblock
 from raidlib.model import MemberState
 
 
+def replay(entries, devices):
+    """Does to the devices what of a record was done."""
+    for e, data in entries:
+        if e.op == "write" and not e.errno:
+            devices[e.device].handle.pwrite(data, e.offset)
+
+
+def failed_unrecorded(level, bad, chunk):
+    """A bench, and its devices as a power cut left them when a member had failed at a mark: right after the last data reached one."""
+    bench = Bench(level)
+    with bench.open() as array:
+        bench.write(array, 0)
+        before = [device.fork() for device in bench.memory]
+        bench.recorder.clear()
+        bench.devices[bad].add(lab.Rule("error", on="write", first_sector=AREA // 512, sectors=8, errno=errno.EIO, times=1))
+        bench.write(array, chunk)
+    entries = bench.entries()
+    last = max(k for k, (e, _) in enumerate(entries) if e.op == "write" and e.offset >= DATA)
+    replay(entries[: last + 1], before)
+    return bench, before
+
+
 @pytest.mark.parametrize(("level", "members"), [("1", 2), ("5", 4), ("10", 4)])
 def test_a_cut_while_the_others_are_given_what_one_has_marked(level, members, monkeypatch):
     """B5: at every moment of the first commit of a session somebody has the mark, under a head that counts, or all counts as set."""
     monkeypatch.setitem(SLOTS, level, members)
     for bad in range(members):
-        bench = Bench(level)
-        with bench.open() as array:
-            bench.write(array, 0)
-            before = [device.fork() for device in bench.memory]
-            bench.recorder.clear()
-            bench.devices[bad].add(lab.Rule("error", on="write", first_sector=AREA // 512, sectors=8, errno=errno.EIO, times=1))
-            bench.write(array, 5)
-        before = replayed(bench, before)
+        bench, before = failed_unrecorded(level, bad, 5)
         page = bytearray(before[bad].handle.pread(4096, AREA))
         page[256 + 1] |= 0x80  # its own mark, of which the others have got the clearing already
         before[bad].handle.pwrite(bytes(page), AREA)
@@ -60,22 +75,10 @@ def test_a_cut_while_the_others_are_given_what_one_has_marked(level, members, mo
         assert first > 3 * members
         for cut in range(first):
             state = [device.fork() for device in kept]
-            for e, data in entries[:cut]:
-                if e.op == "write":
-                    state[e.device].handle.pwrite(data, e.offset)
+            replay(entries[:cut], state)
             with Session.start(state, bench.clock) as array:
                 array.recover()
                 assert array.run(lib.RL_SYNC_CHECK) == 0, f"member {bad}, after {cut} requests"
-
-
-def replayed(bench, before):
-    """The devices as a power cut left them right after the last data of the record reached one."""
-    entries = bench.entries()
-    last = max(k for k, (e, _) in enumerate(entries) if e.op == "write" and e.offset >= DATA)
-    for e, data in entries[: last + 1]:
-        if e.op == "write" and not e.errno:
-            before[e.device].handle.pwrite(data, e.offset)
-    return before
 
 
 @pytest.mark.parametrize("bad", [0, 1])
@@ -83,14 +86,8 @@ def replayed(bench, before):
 def test_marks_that_a_member_lacks_which_failed_unrecorded(level, bad):
     """B1 holds for the others, and the power goes before they say that it is out: the first one asked is not the one to believe."""
     for chunk in range(3, 12):
-        bench = Bench(level)
-        with bench.open() as array:
-            bench.write(array, 0)
-            before = [device.fork() for device in bench.memory]
-            bench.recorder.clear()
-            bench.devices[bad].add(lab.Rule("error", on="write", first_sector=AREA // 512, sectors=8, errno=errno.EIO, times=1))
-            bench.write(array, chunk)
-        with Session.start(replayed(bench, before), bench.clock) as array:
+        bench, before = failed_unrecorded(level, bad, chunk)
+        with Session.start(before, bench.clock) as array:
             array.recover()
             assert array.run(lib.RL_SYNC_CHECK) == 0, f"chunk {chunk}"
 
@@ -279,8 +276,7 @@ def test_the_status_does_not_wait_for_a_member_that_hangs_in_its_bitmap():
         rule = bench.devices[1].add(lab.Rule("hang", on="write", first_sector=AREA // 512, sectors=8))
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             writing = pool.submit(bench.write, array, 30)
-            while not bench.devices[1].counts()[rule].hit:
-                time.sleep(0.01)
+            until_hit(bench.devices[1], rule)
             try:
                 assert pool.submit(bench.status, array).result(timeout=5).chunk_bytes == REGION
             finally:
