@@ -94,7 +94,10 @@ class Shuttle:
                     break
                 batch.append(entry)
             del self._waiting[first : first + len(batch)]
-            self._run({name: begin() for name, _members, begin in batch})
+            try:
+                self._run({name: begin() for name, _members, begin in batch})
+            except guest.GuestError as error:
+                self._outcomes |= {entry[0]: Outcome("wrong", str(error)) for entry in batch if entry[0] not in self._outcomes}
         return self._outcomes[name]
 
     def _run(self, running: dict[str, Steps]) -> None:

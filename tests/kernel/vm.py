@@ -14,7 +14,7 @@ from guest import READY, Guest, GuestError, archive
 DISKS_MAX = 160
 MEMORY_MIB = 384
 ACCELERATOR = os.environ.get("RAIDLIB_QEMU_ACCEL", "tcg")  # emulation works everywhere; "kvm" is fast where it works
-BOOT_TIMEOUT_S = 180
+BOOT_TIMEOUT_S = 900  # the kernel finds 150 disks one after the other; beside other work that takes minutes
 SILENCE_TIMEOUT_S = 120  # the longest that a script may print nothing
 
 
