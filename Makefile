@@ -61,7 +61,7 @@ crash: packages-build
 	@$(MAKE) built
 	@$(BIN)/python scripts/crash.py --states $(or $(STATES),500000) --processes $(or $(PROCESSES),$(shell nproc)) --seed $(or $(SEED),0)
 
-mutants: packages-test
+mutants: packages-mutants
 	@$(MAKE) built tools
 	@$(BIN)/python scripts/mutants.py $(MUTANTS)
 

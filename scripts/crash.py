@@ -9,16 +9,30 @@ HEAD = f"{'level':>5} {'policy':8}{'workloads':>10}{'moments':>10}{'generated':>
 HEAD += f"{'refused':>9}{'-1 member':>11}{'holes':>8}{'violations':>11}{'states/s':>10}"
 
 
+def end_with_the_first(tally: lab.Tally) -> None:
+    """Exit code 1."""
+    for violation in tally.violations:
+        sys.exit(f"{violation.problem}: {violation.command}")
+
+
 def main() -> int:
     """Runs it; 1: something is broken."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--states", type=int, default=500_000, help="distinct states, in all")
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--most", type=int, help="of each workload only so many states")
+    options.add_argument("--first", action="store_true", help="end with the first violation (in this process)")
     given = options.parse_args()
     pairs, tallies = [(level, policy) for level in lab.SHAPES for policy in lab.POLICIES], []
     print(HEAD, flush=True)
-    for t in lab.campaigns(pairs, given.states, given.processes, seed=given.seed):
+    each = {"seed": given.seed, "most": given.most}
+    if given.first:
+        states = given.states // len(pairs)
+        campaigns = (lab.campaign(*pair, states=states, progress=end_with_the_first, **each) for pair in pairs)
+    else:
+        campaigns = lab.campaigns(pairs, given.states, given.processes, **each)
+    for t in campaigns:
         tallies.append(t)
         print(
             f"{t.level:>5} {t.policy:8}{t.words:>10}{t.moments:>10}{t.generated:>11}{t.distinct:>10}{t.nested:>9}"
