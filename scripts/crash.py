@@ -22,14 +22,14 @@ def main() -> int:
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--most", type=int, help="of each workload only so many states")
-    options.add_argument("--first", action="store_true", help="end with the first violation (in this process)")
+    options.add_argument("--first", action="store_true", help="all workloads of one operation, then longer ones; ended by a violation")
     given = options.parse_args()
     pairs, tallies = [(level, policy) for level in lab.SHAPES for policy in lab.POLICIES], []
     print(HEAD, flush=True)
     each = {"seed": given.seed, "most": given.most}
     if given.first:
         states = given.states // len(pairs)
-        campaigns = (lab.campaign(*pair, states=states, progress=end_with_the_first, **each) for pair in pairs)
+        campaigns = (lab.campaign(*pair, states=states, longest=1, progress=end_with_the_first, **each) for pair in pairs)
     else:
         campaigns = lab.campaigns(pairs, given.states, given.processes, **each)
     for t in campaigns:
