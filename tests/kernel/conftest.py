@@ -65,4 +65,6 @@ def pytest_terminal_summary(terminalreporter, config):
         write(reason)
     count = Counter(outcome.word for outcome in SAID.values())
     machines = config.stash[SHUTTLE]
+    for name in machines.again:
+        write(f"run again, for the guest hung in it: {name}")
     write(f"{count['right']} right, {count['n/a']} n/a, {count['wrong']} wrong, in {machines.boots} boots of {machines.versions}")

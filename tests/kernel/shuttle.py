@@ -19,6 +19,7 @@ MACHINES = 2  # at once
 BATCH_DISKS = MACHINES * (vm.DISKS_MAX - 10)  # the seed, and what the halves may differ by
 SEED_BYTES = 16 << 20
 STEPS = (Path(__file__).parent / "steps.sh").read_text()
+HUNG = "the guest hung or died in this case"
 
 
 class There(Exception):
@@ -62,6 +63,7 @@ class Outcome:
 
     word: str
     text: str = ""
+    hung: bool = False  # nothing was said against either side: the guest did not come back
 
 
 def seed_bytes() -> bytes:
@@ -80,9 +82,10 @@ class Shuttle:
         self._seed.write_bytes(seed_bytes())
         self.versions = self._guest.versions
         self.boots = 0
+        self.again: list[str] = []  # the cases that were run a second time
 
     def outcome(self, name: str) -> Outcome:
-        """What became of the case; runs it, with the next ones, if that is not known yet."""
+        """What became of the case; runs it, with the next ones, if that is not known yet, and once more where the guest hung in it."""
         while name not in self._outcomes:
             names = [waiting[0] for waiting in self._waiting]
             first = names.index(name)
@@ -96,6 +99,9 @@ class Shuttle:
             del self._waiting[first : first + len(batch)]
             try:
                 self._run({name: begin() for name, _members, begin in batch})
+                hung = [entry for entry in batch if self._outcomes[entry[0]].hung]
+                self.again += [name for name, _members, _begin in hung]
+                self._run({name: begin() for name, _members, begin in hung})
             except guest.GuestError as error:
                 self._outcomes |= {entry[0]: Outcome("wrong", str(error)) for entry in batch if entry[0] not in self._outcomes}
         return self._outcomes[name]
@@ -126,7 +132,8 @@ class Shuttle:
         except Impossible as reason:
             self._outcomes[name] = Outcome("n/a", str(reason))
         except (Exception, pytest.fail.Exception):  # the latter is none of the former
-            self._outcomes[name] = Outcome("wrong", f"{traceback.format_exc()}\n--- the guest's last words:\n{log}")
+            hung = answer is not None and answer.facts.get("error") == HUNG
+            self._outcomes[name] = Outcome("wrong", f"{traceback.format_exc()}\n--- the guest's last words:\n{log}", hung)
         return None
 
     def _there(self, steps: dict[str, Step]) -> dict[str, Seen | None]:
@@ -152,7 +159,7 @@ class Shuttle:
             name, said = part.split("\n", 1)
             facts = dict(re.findall(r"^= (\S+) ?(.*)$", said, re.MULTILINE))
             if "@@ end" not in said and not (steps[name].cuts and "cut" in facts):
-                facts["error"] = "the guest hung or died in this case"
+                facts["error"] = HUNG
             answers[name] = Seen(facts, said)
         if not answers:
             raise guest.GuestError(f"the guest began no case:\n{text}")

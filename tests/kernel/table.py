@@ -121,6 +121,7 @@ class Cell:
         return name, len(self.shape.sizes) + self.direction.extra_members, lambda: self._run(folder)
 
     def _run(self, folder: Path) -> Steps:
+        shutil.rmtree(folder, ignore_errors=True)  # what a first try has left
         yield from self.direction.run(Case(self.shape, self.metadata, folder, str(self), bitmap=self.direction.bitmap))
         shutil.rmtree(folder)  # what went wrong stays
 
