@@ -632,10 +632,11 @@ const struct rl_block_ops *rl_array_block_ops(void);
 #define RL_SIM_BINS 64
 
 /* The law of a time: of a lifetime by its age, of a repair by its duration. CONSTANT is for durations only. */
-#define RL_SIM_CONSTANT 1    /* scale_hours */
+#define RL_SIM_CONSTANT 1 /* scale_hours */
 #define RL_SIM_EXPONENTIAL 2 /* mean scale_hours */
-#define RL_SIM_WEIBULL 3     /* cumulative hazard ((t - location) / scale)^shape past the location, 0 before it: a shift */
-#define RL_SIM_PIECEWISE 4   /* cumulative[k] at at_hours[k], straight between them, tail_per_hour after the last; both begin with 0, at_hours ascends strictly */
+#define RL_SIM_WEIBULL 3 /* cumulative hazard ((t - location) / scale)^shape past the location, 0 before it: a shift */
+#define RL_SIM_PIECEWISE \
+    4 /* cumulative[k] at at_hours[k], straight between them, tail_per_hour after the last; both begin with 0, at_hours ascends strictly */
 struct rl_sim_law {
     uint32_t kind;
     uint32_t knots;
@@ -655,19 +656,21 @@ struct rl_sim_shock {
 struct rl_sim_model {
     uint32_t size_of;
     uint32_t disks;
-    uint32_t tolerance;       /* a loss: more than so many disks down at once (pool: pieces of one group) */
-    uint32_t counting;        /* 0: a mission ends with its first loss; 1: it goes on, every loss counts (below) */
-    const uint8_t *lost_sets; /* or NULL: bit s & 7 of byte s >> 3 is 1 where the set s of down disks (bit i: disk i) is a loss; as rl_sim_lost_sets makes it */
+    uint32_t tolerance; /* a loss: more than so many disks down at once (pool: pieces of one group) */
+    uint32_t counting; /* 0: a mission ends with its first loss; 1: it goes on, every loss counts (below) */
+    const uint8_t *
+        lost_sets; /* or NULL: bit s & 7 of byte s >> 3 is 1 where the set s of down disks (bit i: disk i) is a loss; as rl_sim_lost_sets makes it */
     /* A pool: groups > 0. Group g has a piece on each of the disks placement[g * width ...], which are distinct; rank[] says as which of its disk's pieces that one is rebuilt, from 0.
      * piece_first[disk] .. piece_first[disk + 1] are the places in pieces[] of the groups on a disk. */
     uint32_t groups, width;
     const uint32_t *placement, *rank, *piece_first, *pieces;
     double mission_hours;
-    struct rl_sim_law lifetime;    /* of a new disk */
-    struct rl_sim_law repair;      /* from the moment at which a disk and a crew are there, to the new disk in service */
-    struct rl_sim_law replacement; /* with finite spares: from a failure to the arrival of the disk that was ordered for it; orders do not wait for each other */
-    uint32_t crews;                /* repairs at a time, first come first served; RL_SIM_UNLIMITED: all in parallel */
-    uint32_t spares;               /* at the start; every failure uses one up, or waits for one; RL_SIM_UNLIMITED: never a wait */
+    struct rl_sim_law lifetime; /* of a new disk */
+    struct rl_sim_law repair; /* from the moment at which a disk and a crew are there, to the new disk in service */
+    struct rl_sim_law
+        replacement; /* with finite spares: from a failure to the arrival of the disk that was ordered for it; orders do not wait for each other */
+    uint32_t crews; /* repairs at a time, first come first served; RL_SIM_UNLIMITED: all in parallel */
+    uint32_t spares; /* at the start; every failure uses one up, or waits for one; RL_SIM_UNLIMITED: never a wait */
     /* Latent errors: each disk gets them as a Poisson stream from its birth on; each is there until its own scrub finds it. exposure[k] is the integral of P(not yet found) over ages 0 to
      * k * exposure_step_hours, constant past the last; NULL: nothing scrubs. They cost data where a failure leaves the group without redundancy and one is on a disk that is then needed;
      * one that comes later, while the group is rebuilt, does not (Elerath & Pecht 2007). No pools. */
@@ -690,11 +693,12 @@ struct rl_sim_model {
  * counting: after a loss, a group has no further one until no disk of it is down; its latent errors are gone then. A pool's group counts whenever it comes to miss more than it bears. */
 struct rl_sim_sums {
     uint64_t missions;
-    uint64_t hits;     /* missions with a score above 0 */
+    uint64_t hits; /* missions with a score above 0 */
     uint64_t failures; /* of disks */
-    uint64_t steps;    /* events of all kinds: what the block cost */
+    uint64_t steps; /* events of all kinds: what the block cost */
     double score, score_squares, score_max;
-    double fraction, fraction_squares; /* of the data that was lost; group: what the rebuild that had come furthest still lacked, all of it with lost_sets; pool: lost groups / groups */
+    double fraction,
+        fraction_squares; /* of the data that was lost; group: what the rebuild that had come furthest still lacked, all of it with lost_sets; pool: lost groups / groups */
     double latent, shock; /* of the score: by a latent error; at a shock. The rest: by single failures */
     double degraded_hours; /* with a disk down; rl_sim_crude only */
     double by_time[RL_SIM_BINS]; /* of the score, by the time of the loss, in equal parts of the mission */
@@ -703,7 +707,8 @@ struct rl_sim_sums {
 /* Bytes of scratch for a model, 0 for one that is not valid: rl_last_error().text says why. */
 uint64_t rl_sim_scratch_bytes(const struct rl_sim_model *model);
 /* Plays `missions` missions. Returns 0, or -EINVAL for a model that is not valid. */
-int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out);
+int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch,
+                 struct rl_sim_sums *out);
 /* The same, for losses that are rare: P(loss) without bias and with small variance, by a conditioned first failure and a forced branch in every degraded window. Groups of at most
  * RL_SIM_RARE_DISKS_MAX disks, not counting. */
 int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out);

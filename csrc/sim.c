@@ -3,8 +3,8 @@
  * The repair shop: a disk that fails takes a spare, or waits for one that was ordered (for each failure one is, and takes replacement's time); then it waits for a crew; then it is rebuilt.
  * Whoever waits longest comes first.
  */
-#include "internal.h"
 #include "sim.h"
+#include "internal.h"
 
 #define CALL "rl_sim"
 

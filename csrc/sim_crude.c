@@ -283,7 +283,8 @@ int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block
         return rl_fail(EINVAL, CALL, -1, 0, "%s", problem);
     struct sim sim;
     struct sim_random random;
-    const bool alike = !model->batch_disks && !model->shock_count, traces = model->batch_disks || model->shelf_disks || model->latent_per_hour > 0;
+    const bool alike = !model->batch_disks && !model->shock_count,
+               traces = model->batch_disks || model->shelf_disks || model->latent_per_hour > 0;
     bool began = false;
     memset(out, 0, sizeof *out);
     sim_seed(&random, seed, block);
