@@ -24,7 +24,7 @@ static uint32_t knot_below(const double *values, uint32_t count, double x)
     return low;
 }
 
-double sim_piecewise_hazard(const struct rl_sim_law *law, double hours)
+double rl_sim_piecewise_hazard(const struct rl_sim_law *law, double hours)
 {
     if (hours <= 0)
         return 0;
@@ -35,7 +35,7 @@ double sim_piecewise_hazard(const struct rl_sim_law *law, double hours)
     return law->cumulative[k] + past / (law->at_hours[k + 1] - law->at_hours[k]) * (law->cumulative[k + 1] - law->cumulative[k]);
 }
 
-double sim_piecewise_time(const struct rl_sim_law *law, double cumulative)
+double rl_sim_piecewise_time(const struct rl_sim_law *law, double cumulative)
 {
     uint32_t k = knot_below(law->cumulative, law->knots, cumulative);
     double past = cumulative - law->cumulative[k];
@@ -125,7 +125,7 @@ static const char *extra_problem(const struct rl_sim_model *model)
     return NULL;
 }
 
-const char *sim_problem(const struct rl_sim_model *model)
+const char *rl_sim_problem(const struct rl_sim_model *model)
 {
     if (model->size_of != sizeof *model)
         return "the model is of another version";
@@ -159,14 +159,14 @@ static void *take(char *scratch, uint64_t *used, uint64_t bytes)
     return taken;
 }
 
-uint64_t sim_lay_out(struct sim *sim, const struct rl_sim_model *model, void *scratch)
+uint64_t rl_sim_lay_out(struct sim *sim, const struct rl_sim_model *model, void *scratch)
 {
     uint32_t disks = model->disks, orders = model->spares == RL_SIM_UNLIMITED ? 0 : model->spares + disks;
     uint64_t used = 0;
     sim->model = model;
     sim->memoryless = model->lifetime.kind == RL_SIM_EXPONENTIAL;
     sim->mission_hazard = sim_hazard(&model->lifetime, model->mission_hours);
-    sim->shock_per_hour = sim_shock_rate(model);
+    sim->shock_per_hour = rl_sim_shock_rate(model);
     sim->unit = take(scratch, &used, disks * sizeof *sim->unit);
     sim->orders = take(scratch, &used, orders * sizeof *sim->orders);
     sim->boosted = take(scratch, &used, (model->shelf_disks ? disks / model->shelf_disks + 1 : 0) * sizeof *sim->boosted);
@@ -182,12 +182,12 @@ uint64_t sim_lay_out(struct sim *sim, const struct rl_sim_model *model, void *sc
 uint64_t rl_sim_scratch_bytes(const struct rl_sim_model *model)
 {
     struct sim sim;
-    const char *problem = sim_problem(model);
+    const char *problem = rl_sim_problem(model);
     if (problem) {
         rl_fail(EINVAL, CALL, -1, 0, "%s", problem);
         return 0;
     }
-    return 2 * sim_lay_out(&sim, model, NULL); /* rl_sim_rare has a mission and a branch of it */
+    return 2 * rl_sim_lay_out(&sim, model, NULL); /* rl_sim_rare has a mission and a branch of it */
 }
 
 static uint64_t mix(uint64_t z)
@@ -197,7 +197,7 @@ static uint64_t mix(uint64_t z)
     return z ^ z >> 31;
 }
 
-void sim_seed(struct sim_random *random, uint64_t seed, uint64_t block)
+void rl_sim_seed(struct sim_random *random, uint64_t seed, uint64_t block)
 {
     const uint64_t golden = 0x9e3779b97f4a7c15;
     uint64_t x = mix(mix(seed + golden) + golden * (block + 1));
@@ -213,7 +213,7 @@ void sim_seed(struct sim_random *random, uint64_t seed, uint64_t block)
 
 /* ---- The repair shop ---------------------------------------------------------------------------------------------- */
 
-void sim_begin(struct sim *sim)
+void rl_sim_begin(struct sim *sim)
 {
     const struct rl_sim_model *model = sim->model;
     for (uint32_t i = 0; i < model->disks; i++)
@@ -227,10 +227,10 @@ void sim_begin(struct sim *sim)
     if (model->shelf_disks)
         for (uint32_t shelf = 0; shelf * (uint64_t)model->shelf_disks < model->disks; shelf++)
             sim->boosted[shelf] = 0;
-    sim_begin_shop(sim);
+    rl_sim_begin_shop(sim);
 }
 
-void sim_begin_shop(struct sim *sim)
+void rl_sim_begin_shop(struct sim *sim)
 {
     sim->down = sim->busy = sim->order_count = 0;
     sim->spares = sim->model->spares;
@@ -250,7 +250,7 @@ static void start_rebuild(struct sim *sim, struct sim_unit *unit, double t)
     unit->due = t + sim_draw(&sim->model->repair, sim->random);
 }
 
-void sim_take_down(struct sim *sim, uint32_t index, double t)
+void rl_sim_take_down(struct sim *sim, uint32_t index, double t)
 {
     struct sim_unit *unit = &sim->unit[index];
     sim->sums->failures++;
@@ -267,7 +267,7 @@ void sim_take_down(struct sim *sim, uint32_t index, double t)
     start_rebuild(sim, unit, t);
 }
 
-double sim_due(const struct sim *sim, uint32_t *what)
+double rl_sim_due(const struct sim *sim, uint32_t *what)
 {
     double soonest = SIM_NEVER;
     for (uint32_t i = 0; i < sim->down; i++) {
@@ -294,7 +294,7 @@ static struct sim_unit *first_in(const struct sim *sim, enum sim_phase phase)
     return NULL;
 }
 
-uint32_t sim_settle(struct sim *sim, uint32_t what, double t)
+uint32_t rl_sim_settle(struct sim *sim, uint32_t what, double t)
 {
     struct sim_unit *next;
     if (what >= sim->model->disks) {
@@ -346,7 +346,7 @@ static uint32_t missing_pieces(const struct sim *sim, uint32_t group, double t)
     return missing;
 }
 
-bool sim_is_loss(const struct sim *sim, uint32_t index, double t, double *fraction)
+bool rl_sim_is_loss(const struct sim *sim, uint32_t index, double t, double *fraction)
 {
     const struct rl_sim_model *model = sim->model;
     *fraction = 1;
@@ -370,7 +370,7 @@ bool sim_is_loss(const struct sim *sim, uint32_t index, double t, double *fracti
 
 int rl_sim_lost(const struct rl_sim_model *model, const uint32_t *down, uint32_t count, void *scratch)
 {
-    const char *problem = sim_problem(model);
+    const char *problem = rl_sim_problem(model);
     if (problem)
         return rl_fail(EINVAL, CALL, -1, 0, "%s", problem);
     struct sim sim;
@@ -378,16 +378,16 @@ int rl_sim_lost(const struct rl_sim_model *model, const uint32_t *down, uint32_t
     struct rl_sim_sums sums;
     double fraction;
     memset(&sums, 0, sizeof sums);
-    sim_seed(&random, 0, 0);
-    sim_lay_out(&sim, model, scratch);
+    rl_sim_seed(&random, 0, 0);
+    rl_sim_lay_out(&sim, model, scratch);
     sim.random = &random;
     sim.sums = &sums;
-    sim_begin(&sim);
+    rl_sim_begin(&sim);
     for (uint32_t i = 0; i < count; i++) {
         if (down[i] >= model->disks || sim.unit[down[i]].phase != SIM_UP)
             return rl_fail(EINVAL, CALL, -1, 0, "disk %u is not one of %u, or is named twice", down[i], model->disks);
-        sim_take_down(&sim, down[i], 0);
-        if (sim_is_loss(&sim, down[i], 0, &fraction))
+        rl_sim_take_down(&sim, down[i], 0);
+        if (rl_sim_is_loss(&sim, down[i], 0, &fraction))
             return 1;
     }
     return 0;
@@ -422,7 +422,7 @@ static double exposure(const struct rl_sim_model *model, double hours)
     return model->exposure[k] + (x - k) * (model->exposure[k + 1] - model->exposure[k]);
 }
 
-double sim_latent(const struct sim *sim, double t)
+double rl_sim_latent(const struct sim *sim, double t)
 {
     const struct rl_sim_model *model = sim->model;
     double sum = 0;
@@ -434,7 +434,7 @@ double sim_latent(const struct sim *sim, double t)
     return sum * model->latent_per_hour;
 }
 
-void sim_is_clean(struct sim *sim, double t)
+void rl_sim_is_clean(struct sim *sim, double t)
 {
     for (uint32_t i = 0; i < sim->model->disks; i++)
         if (sim->unit[i].phase == SIM_UP && sim_is_needed(sim, i))
@@ -446,7 +446,7 @@ static uint32_t scopes(const struct rl_sim_model *model, const struct rl_sim_sho
     return shock->per_shelf ? (model->disks - 1) / model->shelf_disks + 1 : 1;
 }
 
-double sim_shock_rate(const struct rl_sim_model *model)
+double rl_sim_shock_rate(const struct rl_sim_model *model)
 {
     double rate = 0;
     for (uint32_t i = 0; i < model->shock_count; i++)
@@ -454,7 +454,7 @@ double sim_shock_rate(const struct rl_sim_model *model)
     return rate;
 }
 
-uint32_t sim_shock(struct sim *sim, uint32_t *pick)
+uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick)
 {
     const struct rl_sim_model *model = sim->model;
     double at = sim_uniform(sim->random) * sim->shock_per_hour;

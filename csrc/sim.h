@@ -146,8 +146,8 @@ static inline uint32_t sim_below(struct sim_random *random, uint32_t count)
 
 /* ---- Laws --------------------------------------------------------------------------------------------------------- */
 
-double sim_piecewise_hazard(const struct rl_sim_law *law, double hours);
-double sim_piecewise_time(const struct rl_sim_law *law, double cumulative);
+double rl_sim_piecewise_hazard(const struct rl_sim_law *law, double hours);
+double rl_sim_piecewise_time(const struct rl_sim_law *law, double cumulative);
 
 /* Cumulative hazard at an age. */
 static inline double sim_hazard(const struct rl_sim_law *law, double hours)
@@ -158,7 +158,7 @@ static inline double sim_hazard(const struct rl_sim_law *law, double hours)
         double x = (hours - law->location_hours) / law->scale_hours;
         return x > 0x1p-1000 ? sim_exp(law->shape * sim_log(x)) : 0;
     }
-    return sim_piecewise_hazard(law, hours);
+    return rl_sim_piecewise_hazard(law, hours);
 }
 
 /* Its inverse, for cumulative > 0. */
@@ -168,7 +168,7 @@ static inline double sim_time(const struct rl_sim_law *law, double cumulative)
         return law->scale_hours * cumulative;
     if (law->kind == RL_SIM_WEIBULL)
         return law->location_hours + law->scale_hours * sim_exp(sim_log(cumulative) / law->shape);
-    return law->kind == RL_SIM_CONSTANT ? law->scale_hours : sim_piecewise_time(law, cumulative);
+    return law->kind == RL_SIM_CONSTANT ? law->scale_hours : rl_sim_piecewise_time(law, cumulative);
 }
 
 static inline double sim_draw(const struct rl_sim_law *law, struct sim_random *random)
@@ -178,7 +178,7 @@ static inline double sim_draw(const struct rl_sim_law *law, struct sim_random *r
 
 /* ---- One mission -------------------------------------------------------------------------------------------------- */
 
-/* The life of a place for a disk:  UP --sim_take_down--> SHORT --order arrives--> QUEUED --crew free--> REBUILDING --due--> UP
+/* The life of a place for a disk:  UP --rl_sim_take_down--> SHORT --order arrives--> QUEUED --crew free--> REBUILDING --due--> UP
  * (SHORT and QUEUED are passed at once where a spare and a crew are there). */
 enum sim_phase { SIM_UP, SIM_SHORT, SIM_QUEUED, SIM_REBUILDING };
 
@@ -214,26 +214,26 @@ struct sim {
 };
 
 /* Why a model is not valid, or NULL. */
-const char *sim_problem(const struct rl_sim_model *model);
+const char *rl_sim_problem(const struct rl_sim_model *model);
 /* Lays a mission's arrays out in `scratch` (NULL: they are only measured). Returns the bytes that they take. */
-uint64_t sim_lay_out(struct sim *sim, const struct rl_sim_model *model, void *scratch);
-void sim_seed(struct sim_random *random, uint64_t seed, uint64_t block);
+uint64_t rl_sim_lay_out(struct sim *sim, const struct rl_sim_model *model, void *scratch);
+void rl_sim_seed(struct sim_random *random, uint64_t seed, uint64_t block);
 /* All disks new; of that, the shop alone: nothing down. */
-void sim_begin(struct sim *sim);
-void sim_begin_shop(struct sim *sim);
-void sim_take_down(struct sim *sim, uint32_t unit, double t);
+void rl_sim_begin(struct sim *sim);
+void rl_sim_begin_shop(struct sim *sim);
+void rl_sim_take_down(struct sim *sim, uint32_t unit, double t);
 /* When the shop does something next, and what: a unit that comes up, or model->disks + i: order i arrives. */
-double sim_due(const struct sim *sim, uint32_t *what);
+double rl_sim_due(const struct sim *sim, uint32_t *what);
 /* Does it. Returns the unit that came up, or SIM_NOWHERE. */
-uint32_t sim_settle(struct sim *sim, uint32_t what, double t);
+uint32_t rl_sim_settle(struct sim *sim, uint32_t what, double t);
 /* Whether what is down now, of which `unit` is the last, is a loss; of which fraction of the data. */
-bool sim_is_loss(const struct sim *sim, uint32_t unit, double t, double *fraction);
+bool rl_sim_is_loss(const struct sim *sim, uint32_t unit, double t, double *fraction);
 /* Sum of the expected latent errors on the units without any of which data would be lost; forgets them where they are found not to be there. 0 where there is redundancy left. */
-double sim_latent(const struct sim *sim, double t);
-void sim_is_clean(struct sim *sim, double t);
+double rl_sim_latent(const struct sim *sim, double t);
+void rl_sim_is_clean(struct sim *sim, double t);
 /* Picks the victims of a shock at random into `pick`, which has room for all disks; returns how many. */
-uint32_t sim_shock(struct sim *sim, uint32_t *pick);
-double sim_shock_rate(const struct rl_sim_model *model);
+uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick);
+double rl_sim_shock_rate(const struct rl_sim_model *model);
 
 static inline bool sim_set_is_lost(const struct rl_sim_model *model, uint64_t set)
 {

@@ -146,18 +146,18 @@ static bool fail(struct sim *sim, uint32_t index, double t, enum cause cause)
     }
     if (!sim->down)
         sim->degraded_since = t;
-    sim_take_down(sim, index, t);
+    rl_sim_take_down(sim, index, t);
     if (model->shelf_disks && model->boost_factor > 1)
         boost_shelf(sim, index, t);
     if (sim->blocked)
         return false;
-    if (sim_is_loss(sim, index, t, &fraction))
+    if (rl_sim_is_loss(sim, index, t, &fraction))
         return loss(sim, t, fraction, cause == BY_SHOCK ? &sim->sums->shock : NULL);
-    expected = sim_latent(sim, t);
+    expected = rl_sim_latent(sim, t);
     if (expected > 0) {
         if (sim_uniform(sim->random) < sim_share(expected))
             return loss(sim, t, model->latent_fraction, &sim->sums->latent);
-        sim_is_clean(sim, t);
+        rl_sim_is_clean(sim, t);
     }
     return false;
 }
@@ -192,7 +192,7 @@ static void draw_shock(struct sim *sim, double t)
 
 static bool shock(struct sim *sim, double t)
 {
-    uint32_t count = sim_shock(sim, sim->pick);
+    uint32_t count = rl_sim_shock(sim, sim->pick);
     draw_shock(sim, t);
     for (uint32_t i = 0; i < count; i++)
         if (fail(sim, sim->pick[i], t, BY_SHOCK))
@@ -209,7 +209,7 @@ static void play(struct sim *sim)
     double t = 0;
     while (!over) {
         uint32_t what = 0;
-        double due = sim->down || sim->order_count ? sim_due(sim, &what) : SIM_NEVER;
+        double due = sim->down || sim->order_count ? rl_sim_due(sim, &what) : SIM_NEVER;
         double fails = sim->heap_count ? sim->unit[sim->heap[0]].fails : SIM_NEVER;
         double soonest = sim->cohort_fails < fails ? sim->cohort_fails : fails;
         soonest = due < soonest ? due : soonest;
@@ -221,7 +221,7 @@ static void play(struct sim *sim)
         t = soonest;
         sim->sums->steps++;
         if (t == due) {
-            uint32_t up = sim_settle(sim, what, t);
+            uint32_t up = rl_sim_settle(sim, what, t);
             if (up != SIM_NOWHERE)
                 came_up(sim, up, t);
         } else if (t == sim->shock_at) {
@@ -236,7 +236,7 @@ static void play(struct sim *sim)
 
 static void begin(struct sim *sim)
 {
-    sim_begin(sim);
+    rl_sim_begin(sim);
     sim->heap_count = sim->touched_count = sim->fresh_count[0] = sim->fresh_count[1] = 0;
     for (uint32_t i = 0; i < sim->model->disks; i++)
         cohort_add(sim, i);
@@ -252,7 +252,7 @@ static void begin_again(struct sim *sim)
             cohort_add(sim, index);
     }
     sim->heap_count = sim->touched_count = 0;
-    sim_begin_shop(sim);
+    rl_sim_begin_shop(sim);
 }
 
 static void keep_score(struct rl_sim_sums *sums, double score, double fraction)
@@ -278,7 +278,7 @@ static uint64_t pass_over(struct sim *sim)
 
 int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out)
 {
-    const char *problem = sim_problem(model);
+    const char *problem = rl_sim_problem(model);
     if (problem)
         return rl_fail(EINVAL, CALL, -1, 0, "%s", problem);
     struct sim sim;
@@ -287,8 +287,8 @@ int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block
                traces = model->batch_disks || model->shelf_disks || model->latent_per_hour > 0;
     bool began = false;
     memset(out, 0, sizeof *out);
-    sim_seed(&random, seed, block);
-    sim_lay_out(&sim, model, scratch);
+    rl_sim_seed(&random, seed, block);
+    rl_sim_lay_out(&sim, model, scratch);
     sim.random = &random;
     sim.sums = out;
     sim.shock_at = SIM_NEVER;

@@ -81,7 +81,7 @@ static void look(const struct sim *sim, struct window *w, double t, uint32_t *wh
 {
     const struct rl_sim_model *model = sim->model;
     w->from = t;
-    w->to = sim_due(sim, what);
+    w->to = rl_sim_due(sim, what);
     if (model->shelf_disks && model->boost_factor > 1)
         for (uint32_t shelf = 0; shelf * model->shelf_disks < model->disks; shelf++)
             if (sim->boosted[shelf] > t && sim->boosted[shelf] < w->to) {
@@ -224,21 +224,21 @@ static void score_kill(struct rare *rare, const struct sim *sim, const struct wi
 static double down(struct rare *rare, struct sim *sim, uint32_t index, double t, double weight, bool by_shock)
 {
     double fraction, expected;
-    sim_take_down(sim, index, t);
+    rl_sim_take_down(sim, index, t);
     if (sim->model->shelf_disks)
         sim->boosted[index / sim->model->shelf_disks] = t + sim->model->boost_hours;
-    if (sim_is_loss(sim, index, t, &fraction)) {
+    if (rl_sim_is_loss(sim, index, t, &fraction)) {
         note(rare, sim, weight, fraction, t);
         if (by_shock)
             sim->sums->shock += weight;
         return 0;
     }
-    expected = sim_latent(sim, t);
+    expected = rl_sim_latent(sim, t);
     if (!(expected > 0))
         return weight;
     note(rare, sim, weight * sim_share(expected), sim->model->latent_fraction, t);
     sim->sums->latent += weight * sim_share(expected);
-    sim_is_clean(sim, t);
+    rl_sim_is_clean(sim, t);
     return weight * sim_exp(-expected);
 }
 
@@ -249,7 +249,7 @@ static double go_up(struct rare *rare, struct sim *sim, const struct window *w, 
     weight *= strike(sim, w, false, &index, t);
     if (index != SIM_NOWHERE)
         return down(rare, sim, index, *t, weight, false);
-    uint32_t count = sim_shock(sim, sim->pick);
+    uint32_t count = rl_sim_shock(sim, sim->pick);
     for (uint32_t i = 0; i < count && weight > 0; i++)
         weight = down(rare, sim, sim->pick[i], *t, weight, true);
     return weight;
@@ -261,7 +261,7 @@ static double go_on(struct sim *sim, const struct window *w, double weight, uint
     weight *= sim_exp(-(w->kill + w->live));
     *t = w->to;
     if (what != SIM_NOWHERE && *t < sim->model->mission_hours)
-        sim_settle(sim, what, *t);
+        rl_sim_settle(sim, what, *t);
     return weight;
 }
 
@@ -361,7 +361,7 @@ static void play_main(struct rare *rare)
 
 int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out)
 {
-    const char *problem = sim_problem(model);
+    const char *problem = rl_sim_problem(model);
     if (!problem && (model->disks > RL_SIM_RARE_DISKS_MAX || model->groups || model->counting))
         problem = "rare losses are estimated for one group of at most 256 disks, up to its first loss";
     if (problem)
@@ -369,13 +369,13 @@ int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block,
     struct rare rare;
     struct sim_random random;
     memset(out, 0, sizeof *out);
-    sim_seed(&random, seed, block);
-    uint64_t half = sim_lay_out(&rare.main, model, scratch);
-    sim_lay_out(&rare.branch, model, (char *)scratch + half);
+    rl_sim_seed(&random, seed, block);
+    uint64_t half = rl_sim_lay_out(&rare.main, model, scratch);
+    rl_sim_lay_out(&rare.branch, model, (char *)scratch + half);
     rare.main.random = rare.branch.random = &random;
     rare.main.sums = rare.branch.sums = out;
     for (uint64_t mission = 0; mission < missions; mission++) {
-        sim_begin(&rare.main);
+        rl_sim_begin(&rare.main);
         rare.score = rare.fraction = 0;
         play_main(&rare);
         out->hits += rare.score > 0;

@@ -97,7 +97,11 @@ class Naive:
         if self.shock_by_shelf:
             first = self.rng.randrange(shelves) * self.shelf
             places = places[first : first + self.shelf]
-        hit = self.rng.sample(places, self.shock_kills) if self.shock_kills else [i for i in places if self.rng.random() < self.shock_probability]
+        hit = (
+            self.rng.sample(places, self.shock_kills)
+            if self.shock_kills
+            else [i for i in places if self.rng.random() < self.shock_probability]
+        )
         for i in hit:
             if self.unit[i].state == "up" and not (self.losses and not self.counting):
                 self.fail(i, t)

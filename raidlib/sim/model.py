@@ -1,6 +1,7 @@
 """What is simulated: frozen structs, each of which refuses what cannot be, by one UsageError that shows the value.
 
-    System(disks=10, tolerance=2, lifetime=Law.from_afr(0.02), repair=Repair(duration=Law.exponential(24)), mission_hours=5 * HOURS_PER_YEAR)
+    rebuild = Repair(duration=Law.exponential(24))
+    System(disks=10, tolerance=2, lifetime=Law.from_afr(0.02), repair=rebuild, mission_hours=5 * HOURS_PER_YEAR)
 
 Times are hours, of which a year has 8760; rates are per hour or per year as their names say. The semantics of each part are those of
 `struct rl_sim_model` in csrc/raidlib.h.
@@ -25,17 +26,16 @@ SPARES_MAX = 4096  # RL_SIM_SPARES_MAX
 _BATH = 1e12  # factors on a hazard are between its inverse and this
 
 
-def _number(name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None) -> None:
+def check_number(name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> None:
     """A finite number within its bounds, or a UsageError."""
-    wants = [f"above {above:g}"] if above is not None else []
-    wants += [f"at least {least:g}"] if least is not None else []
-    wants += [f"at most {most:g}"] if most is not None else []
-    bad = isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-    if bad or (above is not None and value <= above) or (least is not None and value < least) or (most is not None and value > most):
-        raise UsageError(f"{name} {value!r}: a number {' and '.join(wants)} is needed" if wants else f"{name} {value!r} is not a number")
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and above < value and least <= value <= most:
+        return
+    wants = [f"{word} {bound:g}" for word, bound in (("above", above), ("at least", least), ("at most", most)) if math.isfinite(bound)]
+    raise UsageError(f"{name} {value!r}: a number {' and '.join(wants)} is needed")
 
 
-def _count(name: str, value: int, least: int, most: int) -> None:
+def check_count(name: str, value: object, least: int, most: int) -> None:
+    """A whole number within its bounds, or a UsageError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UsageError(f"{name} {value!r}: a whole number from {least} to {most} is needed")
 
@@ -66,21 +66,21 @@ class Law(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.kind is not LawKind.PIECEWISE:
-            _number(f"the scale of a {self.kind} law, hours,", self.scale_hours, above=0, most=1e30)
+            check_number(f"the scale of a {self.kind} law, hours,", self.scale_hours, above=0, most=1e30)
         if self.kind is LawKind.WEIBULL:
-            _number("the shape of a Weibull law", self.shape, above=0, most=1e3)
-            _number("the location of a Weibull law, hours,", self.location_hours, least=0, most=1e30)
+            check_number("the shape of a Weibull law", self.shape, above=0, most=1e3)
+            check_number("the location of a Weibull law, hours,", self.location_hours, least=0, most=1e30)
         if self.kind is LawKind.PIECEWISE:
             self._check_knots()
 
     def _check_knots(self) -> None:
         if not self.at_hours or len(self.at_hours) != len(self.cumulative) or self.at_hours[0] != 0 or self.cumulative[0] != 0:
             raise UsageError(f"a piecewise law begins at 0 hours with 0, not with {self.at_hours[:1]} and {self.cumulative[:1]}")
-        _number("the hazard at a piecewise law's end, per hour,", self.tail_per_hour, least=0, most=1e30)
+        check_number("the hazard at a piecewise law's end, per hour,", self.tail_per_hour, least=0, most=1e30)
         for before, hours in itertools.pairwise(self.at_hours):
-            _number(f"the age after {before!r} of a piecewise law, hours,", hours, above=before)
+            check_number(f"the age after {before!r} of a piecewise law, hours,", hours, above=before)
         for before, hazard in itertools.pairwise(self.cumulative):
-            _number(f"the cumulative hazard after {before!r} of a piecewise law", hazard, least=before)
+            check_number(f"the cumulative hazard after {before!r} of a piecewise law", hazard, least=before)
 
     @classmethod
     def constant(cls, hours: float) -> Law:
@@ -94,8 +94,8 @@ class Law(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_afr(cls, afr: float) -> Law:
-        """Exponential, with `afr` failures a disk-year (0.02 for 2 %): the rate, of which 1 - exp(-afr) is the share that fails in a year."""
-        _number("the annualised failure rate", afr, above=0, most=8760)
+        """Exponential, with `afr` failures a disk-year (0.02 for 2 %); 1 - exp(-afr) is the share that fails in a year."""
+        check_number("the annualised failure rate", afr, above=0, most=8760)
         return cls.exponential(HOURS_PER_YEAR / afr)
 
     @classmethod
@@ -109,7 +109,7 @@ class Law(Struct, frozen=True, kw_only=True):
         if not from_hours or len(from_hours) != len(per_hour):
             raise UsageError(f"a piecewise law has as many hazards as ages, not {len(per_hour)} and {len(from_hours)}")
         for rate in per_hour:
-            _number("a hazard per hour", rate, least=0)
+            check_number("a hazard per hour", rate, least=0)
         cumulative = [0.0]
         for k in range(1, len(from_hours)):
             cumulative.append(cumulative[-1] + per_hour[k - 1] * (from_hours[k] - from_hours[k - 1]))
@@ -117,16 +117,18 @@ class Law(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def empirical(cls, shares: Sequence[float], hours: Sequence[float]) -> Law:
-        """From quantiles: a share shares[k] (above 0, ascending, below 1) has ended by hours[k]. The hazard is constant between two of them and
-        goes on after the last as before it: the logarithm of a survival curve, drawn straight from point to point.
+        """From quantiles: a share shares[k] (above 0, ascending, below 1) has ended by hours[k]. The hazard is constant between two of them
+        and goes on after the last as before it: the logarithm of a survival curve, drawn straight from point to point.
         """
         if not shares or len(shares) != len(hours):
             raise UsageError(f"an empirical law has as many shares as hours, not {len(shares)} and {len(hours)}")
         before, knots = 0.0, [0.0, *hours]
         for share in shares:
-            _number(f"a share of an empirical law, after {before:g},", share, above=before)
+            check_number(f"a share of an empirical law, after {before:g},", share, above=before)
             if share >= 1:
-                raise UsageError(f"share {share!r} of an empirical law: below 1 is needed, for nothing is known of what comes after all have ended")
+                raise UsageError(
+                    f"share {share!r} of an empirical law: below 1 is needed, for nothing is known of what comes after all have ended"
+                )
             before = share
         cumulative = [0.0, *(-math.log1p(-share) for share in shares)]
         span = knots[-1] - knots[-2]
@@ -142,34 +144,36 @@ class Repair(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.crews is not None:
-            _count("crews", self.crews, 1, 1 << 31)
+            check_count("crews", self.crews, 1, 1 << 31)
 
     @classmethod
     def from_bandwidth(cls, disk_bytes: float, bytes_per_s: float, crews: int | None = None) -> Repair:
         """Constant: the bytes of a disk at so many a second, as `raidlib drill` measures them."""
-        _number("the bytes of a disk", disk_bytes, above=0)
-        _number(f"the bandwidth of a rebuild of {format_size(disk_bytes)}, bytes a second,", bytes_per_s, above=0)
+        check_number("the bytes of a disk", disk_bytes, above=0)
+        check_number(f"the bandwidth of a rebuild of {format_size(disk_bytes)}, bytes a second,", bytes_per_s, above=0)
         return cls(duration=Law.constant(disk_bytes / bytes_per_s / 3600), crews=crews)
 
 
 class Spares(Struct, frozen=True, kw_only=True):
-    """`count` hot spares at the start. For every failure a disk is ordered, which a human brings after `replacement`, however many others are on
-    their way; it goes to the failure that has waited for longest, else it is a spare. 0: every failure waits for its own.
+    """`count` hot spares at the start. For every failure a disk is ordered, which a human brings after `replacement`, however many others
+    are on their way; it goes to the failure that has waited for longest, else it is a spare. 0: every failure waits for its own.
     """
 
     count: int
     replacement: Law
 
     def __post_init__(self) -> None:
-        _count("spares", self.count, 0, SPARES_MAX)
+        check_count("spares", self.count, 0, SPARES_MAX)
 
 
 class LatentErrors(Struct, frozen=True, kw_only=True):
-    """Sectors that cannot be read, and nobody knows: on each disk one in `mean_hours`, each found by a scrub of its own after `scrub` (None: never).
+    """Sectors that cannot be read, and nobody knows: on each disk one in `mean_hours`, each found by its own scrub after `scrub` (None:
+    never).
 
-    Per defect, as in Elerath & Pecht, "Enhanced reliability modeling of RAID storage systems" (DSN 2007): a failure that takes the last redundancy
-    costs data if a disk that is now needed has an error at that moment; one that comes during the rebuild is not counted. Where losses are
-    counted one after the other, none is while a disk is down after one, and the restore that ends it leaves no latent error.
+    Per defect, as in Elerath & Pecht, "Enhanced reliability modeling of RAID storage systems" (DSN 2007): a failure that takes the last
+    redundancy costs data if a disk that is now needed has an error at that moment; one that comes during the rebuild is not counted.
+    Where losses are counted one after the other, none is while a disk is down after one, and the restore that ends it leaves no latent
+    error.
     """
 
     mean_hours: float
@@ -177,14 +181,14 @@ class LatentErrors(Struct, frozen=True, kw_only=True):
     lost_bytes: float = 4096.0  # with one
 
     def __post_init__(self) -> None:
-        _number("the mean time to a latent error, hours,", self.mean_hours, above=0)
-        _number("the bytes that a latent error costs", self.lost_bytes, least=0)
+        check_number("the mean time to a latent error, hours,", self.mean_hours, above=0)
+        check_number("the bytes that a latent error costs", self.lost_bytes, least=0)
 
 
 class Shock(Struct, frozen=True, kw_only=True):
-    """Something that strikes many disks at once (power, vibration, fire, firmware), `per_year` times a year: `kills` places of its scope, chosen evenly,
-    or each of them with `probability`; the working disks in them fail. scope "shelf": each shelf has a stream of its own, so
-    Shock(per_year=r, probability=1, scope="shelf") is the loss of whole enclosures.
+    """Something that strikes many disks at once (power, vibration, fire, firmware), `per_year` times a year: `kills` places of its scope,
+    chosen evenly, or each of them with `probability`; the working disks in them fail. scope "shelf": each shelf has a stream of its own,
+    so Shock(per_year=r, probability=1, scope="shelf") is the loss of whole enclosures.
     """
 
     per_year: float
@@ -193,16 +197,16 @@ class Shock(Struct, frozen=True, kw_only=True):
     scope: Literal["system", "shelf"] = "system"
 
     def __post_init__(self) -> None:
-        _number("shocks a year", self.per_year, above=0)
-        _count("kills of a shock", self.kills, 0, DISKS_MAX)
-        _number("the probability that a shock kills a disk", self.probability, least=0, most=1)
+        check_number("shocks a year", self.per_year, above=0)
+        check_count("kills of a shock", self.kills, 0, DISKS_MAX)
+        check_number("the probability that a shock kills a disk", self.probability, least=0, most=1)
         if (self.kills > 0) == (self.probability > 0):
             raise UsageError(f"a shock has kills {self.kills} and probability {self.probability:g}; give one of the two, above 0")
 
 
 class Shelves(Struct, frozen=True, kw_only=True):
-    """Enclosures of `disks` disks, in order. After a failure in one its disks have boost_factor times their hazard for boost_hours; two failures do
-    not make it more, but longer.
+    """Enclosures of `disks` disks, in order. After a failure in one its disks have boost_factor times their hazard for boost_hours; two
+    failures do not make it more, but longer.
     """
 
     disks: int
@@ -210,22 +214,24 @@ class Shelves(Struct, frozen=True, kw_only=True):
     boost_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        _count("disks of a shelf", self.disks, 1, DISKS_MAX)
-        _number("the boost of a shelf", self.boost_factor, least=1, most=_BATH)
-        _number("the hours of a shelf's boost", self.boost_hours, least=0)
+        check_count("disks of a shelf", self.disks, 1, DISKS_MAX)
+        check_number("the boost of a shelf", self.boost_factor, least=1, most=_BATH)
+        check_number("the hours of a shelf's boost", self.boost_hours, least=0)
 
 
 class Batches(Struct, frozen=True, kw_only=True):
-    """Disks were bought in batches of `disks`, in order, each of which is bad with `probability`: `factor` times the hazard. Replacements are not of it."""
+    """Disks were bought in batches of `disks`, in order, each of which is bad with `probability`: `factor` times the hazard. Replacements
+    are not of it.
+    """
 
     disks: int
     probability: float
     factor: float
 
     def __post_init__(self) -> None:
-        _count("disks of a batch", self.disks, 1, DISKS_MAX)
-        _number("the probability of a bad batch", self.probability, least=0, most=1)
-        _number("the factor of a bad batch", self.factor, least=1 / _BATH, most=_BATH)
+        check_count("disks of a batch", self.disks, 1, DISKS_MAX)
+        check_number("the probability of a bad batch", self.probability, least=0, most=1)
+        check_number("the factor of a bad batch", self.factor, least=1 / _BATH, most=_BATH)
 
 
 class Pool(Struct, frozen=True, kw_only=True):
@@ -240,8 +246,8 @@ class Pool(Struct, frozen=True, kw_only=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _count("groups of a pool", self.groups, 1, 1 << 26)
-        _count("the width of a pool's groups", self.width, 1, DISKS_MAX)
+        check_count("groups of a pool", self.groups, 1, 1 << 26)
+        check_count("the width of a pool's groups", self.width, 1, DISKS_MAX)
 
     def placement(self, disks: int) -> list[list[int]]:
         """The disks of each group."""
@@ -284,12 +290,12 @@ class System(Struct, frozen=True, kw_only=True):
     usable_bytes: float | None = None
 
     def __post_init__(self) -> None:
-        _count("disks", self.disks, 1, DISKS_MAX)
-        _number("the mission, hours,", self.mission_hours, above=0, most=1e12)
+        check_count("disks", self.disks, 1, DISKS_MAX)
+        check_number("the mission, hours,", self.mission_hours, above=0, most=1e12)
         if self.lifetime.kind is LawKind.CONSTANT:
             raise UsageError("a lifetime is not constant; give it a law: exponential, weibull, piecewise or empirical")
         if self.usable_bytes is not None:
-            _number("usable bytes", self.usable_bytes, above=0)
+            check_number("usable bytes", self.usable_bytes, above=0)
         self._check_verdict()
         for shock in self.shocks:
             if shock.scope == "shelf" and self.shelves is None:
@@ -302,8 +308,7 @@ class System(Struct, frozen=True, kw_only=True):
         wide = self.pool.width if self.pool else self.disks
         if wide > self.disks:
             raise UsageError(f"groups of {wide} pieces do not fit on {self.disks} disks")
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int) or not 0 <= self.tolerance < wide:
-            raise UsageError(f"tolerance {self.tolerance!r}: {wide} disks bear the loss of 0 to {wide - 1} of them")
+        check_count(f"the tolerance of {wide} disks,", self.tolerance, 0, wide - 1)
         if self.pool and (self.lost_sets is not None or self.latent is not None):
             raise UsageError("a pool takes neither lost_sets nor latent errors; give it a tolerance alone")
         if self.lost_sets is None:

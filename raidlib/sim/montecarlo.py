@@ -25,7 +25,7 @@ import msgspec
 from ..engine import check, ffi, lib
 from ..errors import UsageError
 from ..model import Struct
-from .model import HOURS_PER_YEAR, Law, LawKind, System
+from .model import HOURS_PER_YEAR, Law, LawKind, System, check_count, check_number
 
 Method = Literal["crude", "rare"]
 BINS = int(lib.RL_SIM_BINS)
@@ -38,7 +38,9 @@ _BLOCK_STEPS = 1 << 18  # about 10 ms of a core
 _BLOCK_MISSIONS_MAX = 1 << 22
 _SHARE_MAX = 0.1  # of the sum, by one mission of a pilot: above it the weights are not to be trusted
 _EFFECTIVE_MIN = 100.0  # missions of a pilot that count, below which they are not either
+_EFFECTIVE_WANTED = 1000.0  # with which its variance is known to some per cent
 _HITS_MIN = 10  # losses that crude sampling must have seen to be the way out of that
+_MARGIN = 1.1  # of missions, for what a pilot does not know
 _EXPOSURE_POINTS = 4096
 _LAWS = {
     LawKind.CONSTANT: lib.RL_SIM_CONSTANT,
@@ -99,13 +101,14 @@ class Block(Struct, frozen=True, kw_only=True):
 class Estimate(Struct, frozen=True, kw_only=True):
     """What missions drawn at random say of a system.
 
-    p_loss: probability of a loss within the mission; where none was seen, the upper end of its interval (`none_seen`). p_loss_ci95: crude: Jeffreys'
-    interval, and where none was seen 0 and the exact one-sided bound of Clopper & Pearson, 1 - 0.05^(1/n), about 3/n; rare: of the mean, on
-    the scale of its logarithm. losses: expected number of losses in a mission, with the standard error (not counting: p_loss's). eafdl: expected
-    share of the data that is lost in a year (Iliadis & Venkatesan 2014); lost_bytes: expected bytes lost in a mission, and nomdl_bytes_per_tb:
-    per 10^12 usable bytes (Greenan, Plank & Wylie, HotStorage 2010); None where System.usable_bytes is not known and matters. by_latent, by_shock: shares of the losses, at a latent error
-    and by a shock. degraded_hours: of a mission, with a disk down (crude only, else None). p_by_time: losses a mission up to the k-th of
-    64 equal parts of it.
+    p_loss: probability of a loss within the mission; where none was seen, the upper end of its interval (`none_seen`). p_loss_ci95:
+    crude: Jeffreys' interval, and where none was seen 0 and the exact one-sided bound of Clopper & Pearson, 1 - 0.05^(1/n), about 3/n;
+    rare: of the mean, on the scale of its logarithm. losses: expected number of losses in a mission, with the standard error (not
+    counting: p_loss's). eafdl: expected share of the data that is lost in a year (Iliadis & Venkatesan 2014); lost_bytes: expected bytes
+    lost in a mission, and nomdl_bytes_per_tb: per 10^12 usable bytes (Greenan, Plank & Wylie, HotStorage 2010); None where
+    System.usable_bytes is not known and matters. by_latent, by_shock: shares of the losses, at a latent error and by a shock.
+    degraded_hours: of a mission, with a disk down (crude only, else None). p_by_time: losses a mission up to the k-th of 64 equal parts
+    of it.
     """
 
     method: Method
@@ -271,7 +274,7 @@ def _pilot(system: System, method: Method, seed: int) -> Sums:
     """A first look, on streams of its own: longer where few missions count, shorter where missions are long."""
     kernel, done = kernel_of(system), Sums()
     missions, number = 64, _PILOT_BLOCK
-    while done.steps < _PILOT_STEPS_MAX and (done.missions < _PILOT[method] or (method == "rare" and done.effective < 2 * _EFFECTIVE_MIN)):
+    while done.steps < _PILOT_STEPS_MAX and (done.missions < _PILOT[method] or (method == "rare" and done.effective < _EFFECTIVE_WANTED)):
         done = add([done, kernel.play(Block(method=method, seed=seed, number=number, missions=missions))])
         missions, number = done.missions, number + 1
     return done
@@ -314,14 +317,11 @@ def plan(
     """
     if method not in ("auto", "crude", "rare"):
         raise UsageError(f"method {method!r}: auto, crude or rare")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise UsageError(f"seed {seed!r}: a whole number from 0 to 2^64 - 1 is needed")
-    if not (isinstance(relative_error, int | float) and 0 < relative_error < 1):
-        raise UsageError(f"relative error {relative_error!r}: a number above 0 and below 1 is needed")
-    if missions is not None and (isinstance(missions, bool) or not isinstance(missions, int) or missions < 1):
-        raise UsageError(f"missions {missions!r}: a whole number of at least 1 is needed")
-    if steps_max < 1:
-        raise UsageError(f"steps_max {steps_max!r}: at least 1 is needed")
+    check_count("seed", seed, 0, (1 << 64) - 1)
+    check_number("the relative error", relative_error, above=0, most=1)
+    check_count("steps_max", steps_max, 1, 1 << 62)
+    if missions is not None:
+        check_count("missions", missions, 1, 1 << 62)
     if method == "rare" and not can_be_rare(system):
         raise UsageError(
             f"rare losses are estimated for one group of at most {lib.RL_SIM_RARE_DISKS_MAX} disks up to its first loss; "
@@ -337,7 +337,7 @@ def plan(
     if missions is None:
         known = pilots["rare"] if chosen == "crude" and pilot.hits < _EFFECTIVE_MIN and "rare" in pilots else pilot
         wanted = known.variance if known is pilot else known.mean
-        needed = wanted / (known.mean * relative_error) ** 2 if known.mean > 0 else math.inf
+        needed = _MARGIN * wanted / (known.mean * relative_error) ** 2 if known.mean > 0 else math.inf
         missions = int(min(max(needed, 4096.0), max(1.0, steps_max / cost)))
     size = int(min(max(1.0, _BLOCK_STEPS / cost), _BLOCK_MISSIONS_MAX))
     return [
@@ -393,8 +393,8 @@ def reduce(system: System, blocks: Sequence[Block], sums: Iterable[Sums]) -> Est
 
 
 def _of_count(hits: int, missions: int) -> tuple[float, float]:
-    """95 % for a probability, of so many hits. Jeffreys' interval covers 95 % on average over p (Brown, Cai & DasGupta, Stat. Sci. 16 (2001), 2.4), which Clopper
-    and Pearson's, made never to cover less, does not; at none and at all the one-sided exact bound.
+    """95 % for a probability, of so many hits. Jeffreys' interval covers 95 % on average over p (Brown, Cai & DasGupta, Stat. Sci. 16
+    (2001), 2.4), which Clopper and Pearson's, made never to cover less, does not; at none and at all the one-sided exact bound.
     """
     from scipy.special import betaincinv
 
@@ -440,7 +440,6 @@ def simulate(
     progress: Callable[[int, int], object] | None = None,
 ) -> Estimate:
     """Plans, plays on `workers` threads, and reduces. The answer does not depend on `workers`. progress(done, all) counts blocks."""
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise UsageError(f"workers {workers!r}: a whole number of at least 1 is needed")
+    check_count("workers", workers, 1, 4096)
     blocks = plan(system, method=method, missions=missions, relative_error=relative_error, seed=seed, steps_max=steps_max)
     return reduce(system, blocks, _played(system, blocks, workers, progress))
