@@ -41,6 +41,20 @@ State: TypeAlias = tuple[int, ...]
 Moves: TypeAlias = Callable[[State], Iterable[tuple[float, State | None]]]
 
 
+def check_rate(name: str, value: float) -> None:
+    """Refuse a rate, a time or an amount that is negative, infinite or no number."""
+    if not (math.isfinite(value) and value >= 0):
+        raise UsageError(f"{name} {value}: a finite number that is not negative is needed")
+
+
+def check_group(disks: int, tolerance: int) -> None:
+    """Refuse a group without disks, and a tolerance that leaves none."""
+    if disks < 1:
+        raise UsageError(f"disks {disks}: a group has at least one")
+    if not 0 <= tolerance < disks:
+        raise UsageError(f"tolerance {tolerance}: of {disks} disks 0 to {disks - 1} may be lost")
+
+
 def of_many(loss: float, survival: float, groups: int) -> float:
     """Probability that at least one of `groups` independent groups loses data, where one does with `loss` = 1 - `survival`. Both are
     given, because the small one of them does not follow from the other without a loss of digits.
@@ -66,10 +80,8 @@ class Chain:
         count = len(states)
         if rates.shape != (count, count) or loss.shape != (count,):
             raise UsageError(f"rates {rates.shape} and loss {loss.shape} do not fit {count} states")
-        for name, values in (("rate", rates), ("rate of loss", loss)):
-            bad = values[~(np.isfinite(values) & (values >= 0))]
-            if bad.size:
-                raise UsageError(f"{name} {bad[0]}: a rate is a finite number that is not negative")
+        for value in np.append(rates, loss):
+            check_rate("rate", value)
         self.states = tuple(states)
         self.rates = rates * ~np.eye(count, dtype=bool)
         self.loss = loss
@@ -207,9 +219,8 @@ class Chain:
         than that in one step, less than 2^s * (1/4)^21 / 21! of all. Of the histories that matter for a rare loss, which have L jumps
         somewhere in the whole time, C(L, 21) * 2^(-20 s) are left out: nothing, with s >= 10.
         """
-        bad = hours[~(np.isfinite(hours) & (hours >= 0))]
-        if bad.size:
-            raise UsageError(f"hours {bad[0]}: a time is a finite number that is not negative")
+        for time in hours:
+            check_rate("hours", time)
         count, rate = len(self.states), self._jumps_per_hour()
         longest = rate * float(hours.max(initial=0.0))
         if math.isinf(longest):
@@ -282,21 +293,15 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is no group."""
-        if self.disks < 1:
-            raise UsageError(f"disks {self.disks}: a group has at least one")
-        if not 0 <= self.tolerance < self.disks:
-            raise UsageError(f"tolerance {self.tolerance}: of {self.disks} disks 0 to {self.disks - 1} may be lost")
-        for name in ("failure_per_hour", "repair_per_hour", "replacement_per_hour", "latent_per_hour", "scrub_per_hour"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} {value}: a rate is a finite number that is not negative")
+        check_group(self.disks, self.tolerance)
+        for name in RATES:
+            check_rate(name, getattr(self, name))
         if self.crews is not None and self.crews < 1:
             raise UsageError(f"crews {self.crews}: at least one repairs, or None for one for each disk")
         if self.spares is not None and self.spares < 0:
             raise UsageError(f"spares {self.spares}: a number that is not negative, or None where a replacement is always at hand")
         for shock in self.shocks:
-            if not (math.isfinite(shock.per_hour) and shock.per_hour >= 0):
-                raise UsageError(f"shock per_hour {shock.per_hour}: a rate is a finite number that is not negative")
+            check_rate("shock per_hour", shock.per_hour)
             if not 1 <= shock.disks <= self.disks:
                 raise UsageError(f"shock disks {shock.disks}: a shock kills 1 to {self.disks} disks of this group")
 
