@@ -97,13 +97,14 @@ def test_k_of_n_in_fractions(disks, loss, data, groups):
 # --- amounts of data ------------------------------------------------------------------------------------------------------------
 
 
-def test_clustered_is_the_chain_but_for_the_rebuild_time():
-    """With exponential rebuilds (moment m!) that run most exposed data first: the second rebuild has a uniform fraction to do, so its mean
-    is half; the chain, whose second rebuild starts anew in parallel, ends it at twice the rate: the same to first order.
+def test_clustered_and_the_chain():
+    """The chain forgets how far a rebuild is, and ends the second one at twice the rate: to first order that is a constant rebuild which has
+    half of its data to do at the second failure. Rebuilds that are exponential but do not forget are hit twice when they are long.
     """
-    found = formulas.clustered_data_loss(10, 10, 8, 1e9, 24.0, moment=2.0)
     one = Group(disks=10, tolerance=2, failure_per_hour=1e-9, repair_per_hour=1 / 24)
-    assert found.mttdl_years * 8760 == pytest.approx(one.chain().mttdl_hours() / 2, rel=1e-5)
+    for moment in (1.0, 2.0):
+        found = formulas.clustered_data_loss(10, 10, 8, 1e9, 24.0, moment)
+        assert found.mttdl_years * 8760 == pytest.approx(one.chain().mttdl_hours() / moment, rel=1e-5)
 
 
 def test_declustered_copies():
