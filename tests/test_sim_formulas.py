@@ -98,8 +98,8 @@ def test_k_of_n_in_fractions(disks, loss, data, groups):
 
 
 def test_clustered_and_the_chain():
-    """The chain forgets how far a rebuild is, and ends the second one at twice the rate: to first order that is a constant rebuild which has
-    half of its data to do at the second failure. Rebuilds that are exponential but do not forget are hit twice when they are long.
+    """The chain forgets how far a rebuild is, and ends the second one at twice the rate: to first order that is a constant rebuild that
+    has half of its data to do at the second failure. Rebuilds that are exponential but do not forget are hit twice when they are long.
     """
     one = Group(disks=10, tolerance=2, failure_per_hour=1e-9, repair_per_hour=1 / 24)
     for moment in (1.0, 2.0):
