@@ -80,8 +80,9 @@ class Chain:
         count = len(states)
         if rates.shape != (count, count) or loss.shape != (count,):
             raise UsageError(f"rates {rates.shape} and loss {loss.shape} do not fit {count} states")
-        for value in np.append(rates, loss):
-            check_rate("rate", value)
+        values = np.append(rates, loss)
+        for value in values[~(values >= 0) | np.isinf(values)][:1]:
+            check_rate("rate", float(value))
         self.states = tuple(states)
         self.rates = rates * ~np.eye(count, dtype=bool)
         self.loss = loss
@@ -220,7 +221,7 @@ class Chain:
         somewhere in the whole time, C(L, 21) * 2^(-20 s) are left out: nothing, with s >= 10.
         """
         for time in hours:
-            check_rate("hours", time)
+            check_rate("hours", float(time))
         count, rate = len(self.states), self._jumps_per_hour()
         longest = rate * float(hours.max(initial=0.0))
         if math.isinf(longest):
