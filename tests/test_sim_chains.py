@@ -180,6 +180,7 @@ def test_any_chain_to_twelve_digits(chain, hours, data):
     (20, 3, 1e-4, 1, YEAR),
     (14, 4, 1e-3, 12, YEAR),  # about 1e-22
     (12, 6, 0.01, 10, YEAR),  # about 1e-25
+    (200, 24, 17.52, 1000, 1.0),  # so too in a time of less than one jump
     (40, 30, 80.0, 100, 40.0),  # a loss takes more steps than the series has terms
     (3, 1, 0.5, 1e-5, 1e4),  # a thousand million
 ])  # fmt: skip

@@ -128,9 +128,7 @@ class Chain:
                     )
                 continue
             share = table[:last, last] / outflow
-            inner = table[:last, :last]
-            inner += np.outer(share, row[:last])
-            np.fill_diagonal(inner, 0.0)  # an excursion that comes back is no transition
+            table[:last, :last] += np.outer(share, row[:last])  # the diagonal too: what comes back to a state, which nobody asks for
             table[:last, count:] += np.outer(share, row[count:])
         return float(table[0, count]), table[0, count + 1 :]
 
