@@ -209,9 +209,10 @@ def test_long_run_to_twelve_digits():
 # --- single disks that are not lumped together ------------------------------------------------------------------------------------
 
 
-def single_disks(one):
-    """MTTDL of the chain in which each disk has a state of its own ("ok", "bad": latent error, "re": in rebuild, "wait") and orders are
-    counted: the model of `Group`'s docstring once more, by sets of disks."""
+def single_disks(one, tolerance):
+    """The equations (states, generator with its sign turned) of the chain in which each disk has a state of its own ("ok", "bad": latent
+    error, "re": in rebuild, "wait") and orders are counted: the model of `Group`'s docstring once more, by sets of disks.
+    """
 
     def struck(disks, orders, dead):
         disks = list(disks)
@@ -221,7 +222,7 @@ def single_disks(one):
             disks[disk] = "re" if one.spares is None or orders < one.spares else "wait"
             orders += one.spares is not None
         failed = sum(disk in ("re", "wait") for disk in disks)
-        if failed > one.tolerance or (failed == one.tolerance and "bad" in disks):
+        if failed > tolerance or (failed == tolerance and "bad" in disks):
             return None
         return tuple(disks), orders
 
@@ -251,11 +252,7 @@ def single_disks(one):
     def put(disks, disk, what):
         return (*disks[:disk], what, *disks[disk + 1 :])
 
-    return solve((("ok",) * one.disks, 0), moves)
-
-
-def solve(start, moves):
-    """Mean time to loss by the linear equations, as they stand."""
+    start = (("ok",) * one.disks, 0)
     numbers, queue, found = {start: 0}, [start], []
     for state in queue:
         for rate, target in moves(state):
@@ -269,7 +266,7 @@ def solve(start, moves):
         table[source, source] += rate
         if target is not None:
             table[source, target] -= rate
-    return np.linalg.solve(table, np.ones(len(queue)))[0]
+    return queue, table
 
 
 @pytest.mark.parametrize("more", [
@@ -286,7 +283,16 @@ def solve(start, moves):
 @pytest.mark.parametrize(("disks", "tolerance"), [(3, 0), (3, 1), (4, 2)])
 def test_lumping(disks, tolerance, more):
     one = group(disks, tolerance, 0.001, 0.04, **more)
-    assert one.chain().mttdl_hours() == pytest.approx(single_disks(one), rel=1e-10)
+    _, table = single_disks(one, tolerance)
+    assert one.chain().mttdl_hours() == pytest.approx(np.linalg.solve(table, np.ones(len(table)))[0], rel=1e-10)
+    if not one.latent_per_hour:
+        states, table = single_disks(one, disks)
+        table[:, 0] = 1  # one balance equation says nothing new; that the shares add up to 1 does
+        shares = np.linalg.solve(table.T, np.eye(len(table))[0])
+        down = sum(
+            share for share, (what, _) in zip(shares, states, strict=True) if sum(disk in ("re", "wait") for disk in what) > tolerance
+        )
+        assert one.unavailability() == pytest.approx(down, rel=1e-9)
 
 
 # --- many groups, degraded time, sensitivities -----------------------------------------------------------------------------------
@@ -332,6 +338,10 @@ def test_degraded_hours():
     year, mean = chain.by(YEAR, degraded, np.ones(3))
     assert mean == pytest.approx(YEAR, rel=1e-7) and year < 4.8
     assert chain.until_loss(degraded)[0] / chain.mttdl_hours() == pytest.approx(year / mean, rel=5e-3)
+
+
+def test_the_example_of_the_docstring():
+    assert lost(group(10, 2, AFR2, 1 / 24), 5 * YEAR) == pytest.approx(1.0792e-7, rel=5e-5)
 
 
 def test_sensitivities():

@@ -1,7 +1,7 @@
 """Exact durability and availability of groups of disks: continuous-time Markov chains without a single subtraction that cancels.
 
     group = Group(disks=10, tolerance=2, failure_per_hour=0.02 / HOURS_PER_YEAR, repair_per_hour=1 / 24)
-    group.chain().loss_probability(5 * HOURS_PER_YEAR)      # 1.0757e-07
+    group.chain().loss_probability(5 * HOURS_PER_YEAR)      # 1.0792e-07
 
 Units: times in hours, rates per hour; a year has 8760 hours. An annualised failure rate (AFR) is a rate, failures per disk and year, so
 `failure_per_hour` is AFR / 8760 and the mean time to failure 8760 / AFR hours.
