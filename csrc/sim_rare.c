@@ -5,10 +5,11 @@
  *
  *  R1 The first is never drawn: its probability, times the path's weight, is scored ("the last step is replaced by its expectation").
  *  R2 Of the others one is drawn, and the path's weight becomes weight * its probability / the probability with which it was drawn. So every path has the expectation that it would have
- *     without, whatever the latter is, as long as it is above 0 where the former is.
- *  R3 The mission's first strike is forced to come within the mission. In each degraded window of the mission's own path, that path goes on without a strike, and a branch of it is forced
- *     to have one: so every episode gives a branch, and none is waited for.
- *  R4 A branch goes up most of the time. Where it has scored, or goes down, what it can still bring is small: it goes on with probability `rest`, its weight divided by it.
+ *     without, whatever the latter is, as long as it is above 0 where the former is. Given what is drawn, no weight grows: a strike's time and source are drawn from their own law.
+ *  R3 The mission's first failure is forced to come within the mission. In each degraded window of the mission's own path, that path goes on without a strike, and a branch of it is forced
+ *     to have one: so every episode gives a branch, and none is waited for. Shocks come in branches alone.
+ *  R4 A branch goes up most of the time. Where it goes on without a strike, its weight is made what is usual with so many disks down, and the branch lives on with the ratio as probability: the
+ *     weights are within a window that the branch's first visits to each level set, however long the path.
  *
  * Compare the failure biasing and forcing of Lewis & Böhm (1984) and Nicola, Shahabuddin & Nakayama, IEEE Trans. Reliability 50 (2001), sections III and V: there transitions of a Markov
  * chain, here windows, which any hazard and any law of repair allow.
@@ -17,18 +18,19 @@
 #include "sim.h"
 
 #define CALL "rl_sim_rare"
-#define AFTER_SCORE 0.1
+#define AFTER_SCORE 0.1 /* the share of branches that go on beyond a score, where they can strike once more */
+#define SHOCKS 0.25 /* of the strikes of branches, at least */
 
-/* A window. `hazard` is cumulated over it. Proportional: all hazards have one course, so that the first strike's time and source are independent of each other. */
+/* A window. Hazards are cumulated over it. Proportional: all of them have one course, so that the first strike's time and source are independent of each other. */
 struct window {
     double from, to;
-    double kill, live;  /* hazards: of the needed disks; of the others and of shocks */
-    double shock;       /* of that: shocks' */
-    double kill_shares, live_shares; /* sums of 1 - exp(-hazard); proportional: not used */
+    double kill, live, shock; /* hazards: of the needed disks, of the others, of shocks */
     bool proportional, uniform; /* uniform: all disks have the same hazard and are all needed or all not */
     double hazard[RL_SIM_RARE_DISKS_MAX]; /* not uniform: of each disk that is up, else 0 */
     bool needed[RL_SIM_RARE_DISKS_MAX];
 };
+
+enum source { ANY, DISK, SHOCK };
 
 struct rare {
     struct sim main, branch;
@@ -58,7 +60,7 @@ static double age_hazard(const struct sim *sim, uint32_t index, double from, dou
 static void weigh(const struct sim *sim, struct window *w)
 {
     double birth = -1, common = 0;
-    w->kill = w->live = w->kill_shares = w->live_shares = 0;
+    w->kill = w->live = 0;
     w->proportional = sim->memoryless || !(sim->shock_per_hour > 0);
     for (uint32_t i = 0; i < sim->model->disks; i++) {
         w->hazard[i] = 0;
@@ -71,9 +73,7 @@ static void weigh(const struct sim *sim, struct window *w)
         }
         w->needed[i] = sim_is_needed(sim, i);
         w->hazard[i] = common * multiplier(sim, i, w->from);
-        double share = sim_share(w->hazard[i]);
         *(w->needed[i] ? &w->kill : &w->live) += w->hazard[i];
-        *(w->needed[i] ? &w->kill_shares : &w->live_shares) += share;
     }
 }
 
@@ -100,7 +100,11 @@ static void look(const struct sim *sim, struct window *w, double t, uint32_t *wh
     } else {
         weigh(sim, w);
     }
-    w->live += w->shock;
+}
+
+static double total(const struct window *w)
+{
+    return w->kill + w->live + w->shock;
 }
 
 /* ---- The first strike of a window ----------------------------------------------------------------------------------- */
@@ -115,17 +119,17 @@ static uint32_t any_up(const struct sim *sim)
     return i;
 }
 
+/* One of the needed disks (kill), or of the others, by their hazards. */
 static uint32_t pick(const struct sim *sim, const struct window *w, bool kill)
 {
-    double left = sim_uniform(sim->random);
-    uint32_t last = 0;
     if (w->uniform)
         return any_up(sim);
-    left *= w->proportional ? kill ? w->kill : w->live - w->shock : kill ? w->kill_shares : w->live_shares;
+    double left = sim_uniform(sim->random) * (kill ? w->kill : w->live);
+    uint32_t last = 0;
     for (uint32_t i = 0; i < sim->model->disks; i++) {
         if (!(w->hazard[i] > 0) || w->needed[i] != kill)
             continue;
-        left -= w->proportional ? w->hazard[i] : sim_share(w->hazard[i]);
+        left -= w->hazard[i];
         last = i;
         if (left < 0)
             break;
@@ -155,12 +159,14 @@ static double when(const struct sim *sim, const struct window *w, uint32_t index
     return t < w->from ? w->from : t > w->to ? w->to : t;
 }
 
-/* exp(- all hazards but that source's up to s), for hazards of different courses. */
-static double others_silent(const struct sim *sim, const struct window *w, uint32_t index, double s)
+/* Hazard up to s: of the needed disks (which 1), of the others (0), for hazards of different courses. */
+static double hazard_until(const struct sim *sim, const struct window *w, bool kill, double s)
 {
-    double sum = index == SIM_NOWHERE ? 0 : sim->shock_per_hour * (s - w->from), birth = -1, common = 0;
+    double sum = 0, birth = -1, common = 0;
+    if (!((kill ? w->kill : w->live) > 0))
+        return 0;
     for (uint32_t i = 0; i < sim->model->disks; i++) {
-        if (i == index || !(w->hazard[i] > 0))
+        if (!(w->hazard[i] > 0) || w->needed[i] != kill)
             continue;
         if (sim->unit[i].birth != birth) {
             birth = sim->unit[i].birth;
@@ -168,32 +174,66 @@ static double others_silent(const struct sim *sim, const struct window *w, uint3
         }
         sum += common * multiplier(sim, i, w->from);
     }
-    return sim_exp(-sum);
+    return sum;
 }
 
-/* Draws the first strike of the window among the needed disks (kill), or among what else there is. Returns its probability over that of having drawn it; *index: SIM_NOWHERE is a shock. */
+/* The first failure among the needed disks, or among the others, given that there is one in the window: disk by disk, whether it fails given that one of those that follow does, until one does; then
+ * whether each of the rest does, and when. */
+static uint32_t first_of(const struct sim *sim, const struct window *w, bool kill, double *s)
+{
+    double left = kill ? w->kill : w->live;
+    uint32_t first = SIM_NOWHERE, last = 0;
+    for (uint32_t i = 0; i < sim->model->disks; i++) {
+        double hazard = w->hazard[i], drawn;
+        if (!(hazard > 0) || w->needed[i] != kill)
+            continue;
+        last = i;
+        if (first == SIM_NOWHERE) {
+            bool fails = left <= hazard || sim_uniform(sim->random) * sim_share(left) < sim_share(hazard);
+            left -= hazard;
+            if (!fails)
+                continue;
+            drawn = cut_off(sim->random, hazard);
+        } else if ((drawn = sim_exponential(sim->random)) >= hazard) {
+            continue;
+        }
+        double t = when(sim, w, i, drawn, hazard);
+        if (first == SIM_NOWHERE || t < *s) {
+            first = i;
+            *s = t;
+        }
+    }
+    if (first == SIM_NOWHERE) { /* by rounding of `left` */
+        first = last;
+        *s = when(sim, w, last, cut_off(sim->random, w->hazard[last]), w->hazard[last]);
+    }
+    return first;
+}
+
+/* Draws the first strike of the window, given that it is a needed disk's (kill), or another one's. Returns the probability that it is. */
 static double strike(const struct sim *sim, const struct window *w, bool kill, uint32_t *index, double *s)
 {
-    struct sim_random *random = sim->random;
-    double all = w->kill + w->live, mine = kill ? w->kill : w->live, weight = 1;
-    *index = 0;
-    if (!kill && w->shock > 0) { /* evenly, for one shock may do what many failures do */
-        double disks = w->live - w->shock;
-        bool shocks = !(disks > 0) || sim_uniform(random) < 0.5;
-        weight = disks > 0 ? 2 : 1;
-        mine = shocks ? w->shock : disks;
-        *index = shocks ? SIM_NOWHERE : 0;
-    }
-    if (*index != SIM_NOWHERE)
-        *index = pick(sim, w, kill);
+    double mine = kill ? w->kill : w->live, all = total(w);
     if (w->proportional) {
-        *s = when(sim, w, *index, cut_off(random, all), all);
-        return weight * mine / all * sim_share(all);
+        *index = pick(sim, w, kill);
+        *s = when(sim, w, *index, cut_off(sim->random, all), all);
+        return mine / all * sim_share(all);
     }
-    double hazard = *index == SIM_NOWHERE ? w->shock : w->hazard[*index];
-    *s = when(sim, w, *index, cut_off(random, hazard), hazard);
-    weight *= *index == SIM_NOWHERE ? sim_share(hazard) : kill ? w->kill_shares : w->live_shares;
-    return weight * others_silent(sim, w, *index, *s);
+    *index = first_of(sim, w, kill, s);
+    double others = sim->shock_per_hour * (*s - w->from) + hazard_until(sim, w, !kill, *s);
+    return sim_share(mine) * sim_exp(-others);
+}
+
+/* The same, given that it is a shock. */
+static double strike_by_shock(const struct sim *sim, const struct window *w, double *s)
+{
+    double all = total(w);
+    if (w->proportional) {
+        *s = when(sim, w, SIM_NOWHERE, cut_off(sim->random, all), all);
+        return w->shock / all * sim_share(all);
+    }
+    *s = when(sim, w, SIM_NOWHERE, cut_off(sim->random, w->shock), w->shock);
+    return sim_share(w->shock) * sim_exp(-hazard_until(sim, w, true, *s) - hazard_until(sim, w, false, *s));
 }
 
 /* ---- Paths ---------------------------------------------------------------------------------------------------------- */
@@ -243,12 +283,21 @@ static double down(struct rare *rare, struct sim *sim, uint32_t index, double t,
 }
 
 /* R2, upwards: a strike that is no loss by itself. Returns the weight, *t its time. */
-static double go_up(struct rare *rare, struct sim *sim, const struct window *w, double weight, double *t)
+static double go_up(struct rare *rare, struct sim *sim, const struct window *w, enum source source, double weight, double *t)
 {
     uint32_t index;
-    weight *= strike(sim, w, false, &index, t);
-    if (index != SIM_NOWHERE)
+    if (source == ANY) {
+        double shocks = w->shock / (w->live + w->shock); /* more often than they come: one may do what many failures do */
+        if (w->shock > 0 && w->live > 0 && shocks < SHOCKS)
+            shocks = SHOCKS;
+        source = sim_uniform(sim->random) < shocks ? SHOCK : DISK;
+        weight /= source == SHOCK ? shocks : 1 - shocks;
+    }
+    if (source == DISK) {
+        weight *= strike(sim, w, false, &index, t);
         return down(rare, sim, index, *t, weight, false);
+    }
+    weight *= strike_by_shock(sim, w, t);
     uint32_t count = rl_sim_shock(sim, sim->pick);
     for (uint32_t i = 0; i < count && weight > 0; i++)
         weight = down(rare, sim, sim->pick[i], *t, weight, true);
@@ -258,7 +307,7 @@ static double go_up(struct rare *rare, struct sim *sim, const struct window *w, 
 /* R2, downwards: nothing strikes in the window. */
 static double go_on(struct sim *sim, const struct window *w, double weight, uint32_t what, double *t)
 {
-    weight *= sim_exp(-(w->kill + w->live));
+    weight *= sim_exp(-total(w));
     *t = w->to;
     if (what != SIM_NOWHERE && *t < sim->model->mission_hours)
         rl_sim_settle(sim, what, *t);
@@ -273,16 +322,17 @@ static double usual(struct rare *rare, uint32_t down, double weight)
     return rare->usual[down];
 }
 
-/* R4: the path of a branch from t to its end. Its first window has a strike. */
-static void play_branch(struct rare *rare, struct sim *sim, double t, double weight)
+/* R4: the path of a branch from t to its end. Its first window has a strike, of `source`. */
+static void play_branch(struct rare *rare, struct sim *sim, double t, double weight, enum source source)
 {
     struct window *w = &rare->window;
     rare->levels = 0;
-    for (bool forced = true; weight > 0 && t < sim->model->mission_hours; forced = false) {
+    for (bool forced = true; weight > 0 && t < sim->model->mission_hours; forced = false, source = ANY) {
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
         sim->sums->steps++;
         usual(rare, sim->down, weight);
+        bool strikes = w->live + w->shock > 0;
         if (!forced && w->kill > 0) {
             score_kill(rare, sim, w, weight);
             if (w->live > 0) {
@@ -291,23 +341,20 @@ static void play_branch(struct rare *rare, struct sim *sim, double t, double wei
                 weight /= AFTER_SCORE;
             }
         }
-        bool goes_on = w->to < sim->model->mission_hours; /* what comes after can bring something */
+        bool goes_on = !forced && w->to < sim->model->mission_hours; /* what comes after can bring something */
         uint32_t below = what < sim->model->disks ? sim->down - 1 : sim->down;
-        double silent = goes_on ? weight * sim_exp(-(w->kill + w->live)) / rare->usual[below] : 0;
-        if (forced)
-            silent = 0;
-        else if (silent > (w->live > 0 ? 0.5 : 1))
-            silent = w->live > 0 ? 0.5 : 1;
+        double most = strikes ? 0.5 : 1, silent = goes_on ? weight * sim_exp(-total(w)) / rare->usual[below] : 0;
+        silent = silent > most ? most : silent;
         if (silent > 0 && sim_uniform(sim->random) < silent)
             weight = go_on(sim, w, weight / silent, what, &t);
-        else if (w->live > 0)
-            weight = go_up(rare, sim, w, weight / (1 - silent), &t);
+        else if (strikes)
+            weight = go_up(rare, sim, w, source, weight / (1 - silent), &t);
         else
             return;
     }
 }
 
-static void branch_off(struct rare *rare, double t, double weight)
+static void branch_off(struct rare *rare, double t, double weight, enum source source)
 {
     const struct sim *from = &rare->main;
     struct sim *to = &rare->branch;
@@ -323,7 +370,7 @@ static void branch_off(struct rare *rare, double t, double weight)
     to->spares = from->spares;
     to->order_count = from->order_count;
     to->set = from->set;
-    play_branch(rare, to, t, weight);
+    play_branch(rare, to, t, weight, source);
 }
 
 /* R3: the mission's own path. */
@@ -339,21 +386,18 @@ static void play_main(struct rare *rare)
         sim->sums->steps++;
         if (w->kill > 0)
             score_kill(rare, sim, w, weight);
-        if (sim->down) {
-            if (w->live > 0) {
-                branch_off(rare, t, weight);
-                look(sim, w, t, &what);
-            }
-            weight = go_on(sim, w, weight, what, &t);
-            continue;
-        }
-        double up = first ? 1 : sim_share(w->live);
-        if (w->live > 0 && (up == 1 || sim_uniform(sim->random) < up)) {
-            weight = go_up(rare, sim, w, weight / up, &t);
+        const bool shocks = w->shock > 0, disks = sim->down && w->live > 0;
+        if (shocks)
+            branch_off(rare, t, weight, SHOCK);
+        if (disks)
+            branch_off(rare, t, weight, DISK);
+        if (shocks || disks)
+            look(sim, w, t, &what); /* the branches have used it */
+        double up = sim->down || !(w->live > 0) ? 0 : first ? 1 : sim_share(w->live);
+        if (up == 1 || (up > 0 && sim_uniform(sim->random) < up)) {
+            weight = go_up(rare, sim, w, DISK, weight / up, &t);
             first = false;
         } else {
-            if (up == 1 && w->to >= sim->model->mission_hours)
-                return;
             weight = go_on(sim, w, weight / (1 - up), what, &t);
         }
     }

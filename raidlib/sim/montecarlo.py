@@ -33,7 +33,6 @@ STEPS_MAX = 500_000_000  # of a plan without `missions`: some seconds to a minut
 _PILOT = {"crude": 1 << 16, "rare": 1 << 13}  # missions
 _PILOT_STEPS_MAX = 1 << 22
 _PILOT_BLOCK = 1 << 62  # numbers of blocks from here on are pilots'
-_STEP_COST = {"crude": 1.0, "rare": 2.0}  # measured: 30 and 60 ns
 _BLOCK_STEPS = 1 << 18  # about 10 ms of a core
 _BLOCK_MISSIONS_MAX = 1 << 22
 _SHARE_MAX = 0.1  # of the sum, by one mission of a pilot: above it the weights are not to be trusted
@@ -280,9 +279,18 @@ def _pilot(system: System, method: Method, seed: int) -> Sums:
     return done
 
 
-def _steps(method: Method, sums: Sums) -> float:
-    """What a mission costs. Those that are passed over cost nothing; a tenth, to be finite."""
-    return _STEP_COST[method] * max(0.1, sums.steps / sums.missions)
+def _glance(system: System, method: Method, seed: int) -> Sums:
+    """What a mission costs, and no more."""
+    return kernel_of(system).play(Block(method=method, seed=seed, number=_PILOT_BLOCK, missions=64))
+
+
+def _work(system: System, method: Method, sums: Sums) -> float:
+    """What a mission costs, in crude steps of 30 ns. Those that are passed over cost nothing; a tenth, to be finite.
+
+    A rare step without memory is as two of them; with ages it takes a logarithm and an exponential for each disk.
+    """
+    step = 1.0 if method == "crude" else 2.0 if system.lifetime.kind is LawKind.EXPONENTIAL else 2.0 + system.disks
+    return step * max(0.1, sums.steps / sums.missions)
 
 
 def choose(system: System, seed: int) -> tuple[Method, dict[Method, Sums]]:
@@ -295,8 +303,8 @@ def choose(system: System, seed: int) -> tuple[Method, dict[Method, Sums]]:
         return "crude", pilots
     p = min(1.0, rare.mean)
     work: dict[Method, float] = {
-        "crude": p * (1 - p) * _steps("crude", pilots["crude"]),
-        "rare": rare.variance * _steps("rare", rare),
+        "crude": p * (1 - p) * _work(system, "crude", pilots["crude"]),
+        "rare": rare.variance * _work(system, "rare", rare),
     }
     return ("rare" if work["rare"] < work["crude"] else "crude"), pilots
 
@@ -331,7 +339,8 @@ def plan(
     if method == "auto":
         chosen, pilots = choose(system, seed)
     else:
-        chosen, pilots = method, {method: _pilot(system, method, seed)}
+        chosen = method
+        pilots = {method: _pilot(system, method, seed) if missions is None else _glance(system, method, seed)}
     pilot = pilots[chosen]
     cost = max(0.1, pilot.steps / pilot.missions)
     if missions is None:
