@@ -316,14 +316,27 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         """The reward "hours degraded" for `chain.by` and `chain.until_loss`: 1 in each state with a lost disk."""
         return chain.reward(lambda state: float(self.failed(state) > 0))
 
-    def unavailability(self) -> float:
+    def losses_by_cause(self, chain: Chain) -> tuple[Array, Array, Array]:
+        """Rewards for `chain.by`: losses per hour in each state at a failure of one disk too many, at a latent error, and by a shock."""
+
+        def lost(**without: object) -> Array:
+            only = msgspec.structs.replace(self, **without)
+            return chain.reward(lambda state: sum(rate for rate, target in only._moves(state, self.tolerance) if target is None))
+
+        failures, shocks = lost(shocks=(), latent_per_hour=0.0), lost(failure_per_hour=0.0, latent_per_hour=0.0)
+        early = chain.reward(lambda state: float(self.failed(state) < self.tolerance))  # lost though redundancy was left
+        return failures * (1 - early), failures * early + lost(shocks=(), failure_per_hour=0.0), shocks
+
+    def unavailability(self, lost_shares: Sequence[float] | None = None) -> float:
         """The long-run share of time in which more than `tolerance` disks are down at once, if such a group is repaired like any other.
 
-        The birth-death chain of the disks; latent errors are no outage and are left out.
+        lost_shares: instead, for 0 to `disks` lost disks, which share of their sets is without its data: by symmetry each set of k disks
+        is as likely as any other. The birth-death chain of the disks; latent errors are no outage and are left out.
         """
+        shares = [float(k > self.tolerance) for k in range(self.disks + 1)] if lost_shares is None else lost_shares
         whole = msgspec.structs.replace(self, latent_per_hour=0.0)
         chain = Chain.explore((0, 0, 0), lambda state: whole._moves(state, self.disks))
-        return chain.long_run(chain.reward(lambda state: float(self.failed(state) > self.tolerance)))[0]
+        return chain.long_run(chain.reward(lambda state: shares[self.failed(state)]))[0]
 
     def _waiting(self, orders: int) -> int:
         return 0 if self.spares is None else max(orders - self.spares, 0)

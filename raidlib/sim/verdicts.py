@@ -45,6 +45,16 @@ def _geometry(shape: Shape) -> Any:
     return make_geometry(shape.level, layout, chunk, slots, _DEV_SECTORS, [_DEV_SECTORS] * slots)
 
 
+def data_disks(shape: Shape) -> float:
+    """How many disks' worth of data it holds."""
+    geometry = _geometry(shape)
+    share = float(geometry.array_sectors) / _DEV_SECTORS
+    if isinstance(shape.members, int):
+        return share
+    parts = [data_disks(member) for member in shape.members]
+    return sum(parts) if shape.level in (Level.LINEAR, Level.RAID0) else share * min(parts)
+
+
 def lost_sets(shape: Shape) -> bytes:
     """The verdict on each of the 2^n sets of lost disks, n <= 24: 2^n bits, at least one byte."""
     if shape.disks > TABLE_DISKS_MAX:
