@@ -172,6 +172,11 @@ def number_words(value: float) -> str:
     return f"{value:.4g}"
 
 
+def bytes_words(count: float) -> str:
+    """An expected number of bytes, which may be far below one."""
+    return format_size(count) if count >= 1 else f"{number_words(count)} bytes"
+
+
 def print_result(result: Any, name: str) -> None:
     """The sentence, the table, what would help, and what it rests on."""
     low, high = result.p_loss_ci95
@@ -192,7 +197,7 @@ def print_result(result: Any, name: str) -> None:
         ("Nines", f"{result.nines:.2f}" + (" or more" if result.none_seen else f" ± {result.nines_error:.2g}" if result.missions else "")),
         ("MTTDL", f"{'more than ' if result.none_seen else ''}{number_words(result.mttdl_years)} years"),
         ("Losses expected", None if result.losses is None else number_words(result.losses)),
-        ("Bytes expected lost", None if result.lost_bytes is None else format_size(result.lost_bytes)),
+        ("Bytes expected lost", None if result.lost_bytes is None else bytes_words(result.lost_bytes)),
         ("Losses come by", ", ".join(f"{words[cause]} {100 * share:.3g} %" for cause, share in causes.items() if share)),
         ("Availability", None if result.availability is None else availability_words(result)),
         ("Degraded", None if result.degraded_hours_per_year is None else f"{number_words(result.degraded_hours_per_year)} hours a year"),

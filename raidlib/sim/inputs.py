@@ -147,6 +147,8 @@ class Inputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return Law.from_afr(parse_share("annualised failure rate", self.afr, most=HOURS_PER_YEAR))
         if self.mttf is not None:
             return Law.exponential(parse_hours("mean time to failure", self.mttf))
+        if self.lifetime == "weibull":
+            raise UsageError("lifetime 'weibull' alone is fitted to --drive-stats DIR; else give it its numbers, weibull:1.12:461386h")
         if self.lifetime is not None:
             return parse_law("lifetime", self.lifetime)
         notes.append(f"No failure rate was given: {_AFR} a year, which is that of Backblaze's drives in 2025.")

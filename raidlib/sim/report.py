@@ -75,6 +75,10 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _bytes(count: float) -> str:
+    return format_size(count) if count >= 1 else f"{_number(count)} bytes"
+
+
 def _answer_rows(result: Result) -> list[tuple[str, str]]:
     low, high = result.p_loss_ci95
     sure = "exact" if result.method == "exact" else f"95 %: {_number(low)} to {_number(high)}"
@@ -89,7 +93,7 @@ def _answer_rows(result: Result) -> list[tuple[str, str]]:
     optional = [
         ("Losses expected", result.losses, _number),
         ("Share of the data expected lost in a year (EAFDL)", result.eafdl, _number),
-        ("Bytes expected lost", result.lost_bytes, format_size),
+        ("Bytes expected lost", result.lost_bytes, _bytes),
     ]
     return rows + [(name, show(value)) for name, value, show in optional if value is not None]
 
@@ -100,7 +104,7 @@ def _availability_rows(result: Result) -> list[tuple[str, str]]:
         what = "the pool" if result.study.pool is not None else "one array"
         rows.append((f"With a disk down, {what}", f"{_number(result.degraded_hours_per_year)} hours a year"))
     if result.unavailability is None or result.availability_nines is None or result.downtime_minutes_per_year is None:
-        return [*rows, ("Availability", "not told for a pool")]
+        return [*rows, ("Availability", "not told")]
     return [
         *rows,
         ("Availability, long run", survival_words(result.unavailability)),

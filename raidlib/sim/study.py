@@ -50,6 +50,7 @@ Progress = Callable[[int, int], object]
 _ROUGH = 0.05  # relative standard error of what only tells a factor
 _ROUGH_STEPS = 1 << 25
 _COMPARED = 0.02  # of the Monte Carlo side that is shown beside an exact answer
+_SPARED_DISKS_MAX = 40
 _SEEN = 1.05  # a factor that is more than noise
 _MATTERS = 1.1  # a factor below it is no improvement worth a sentence
 
@@ -85,6 +86,12 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
     def __post_init__(self) -> None:
         check_number("years", self.years, above=0, most=1e8)
         check_count("groups", self.groups, 1, 1 << 40)
+        check_count("seed", self.seed, 0, (1 << 64) - 1)
+        check_number("the relative error", self.relative_error, above=0, most=1)
+        if self.missions is not None:
+            check_count("missions", self.missions, 1, 1 << 62)
+        for _what, law in self._laws():
+            mean_hours(law)  # it refuses a law without a mean
         if self.method not in ("auto", "exact", "mc"):
             raise UsageError(f"method {self.method!r}: auto, exact or mc")
         if self.pool is not None and self.groups > 1:
@@ -212,10 +219,12 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         """The long-run share of time in which at least one of the arrays is without its data (unavailability), arrays that lost data being
         repaired like others; None for a pool.
 
+        None too where spares and so many disks make more states than are solved in a second.
+
         From mean times: exact for exponential times, and for any where all repairs run in parallel and nothing else is shared (the
         long-run state of a disk depends on its mean times only); else the Markov chain of the same means.
         """
-        if self.pool is not None:
+        if self.pool is not None or (self.spares is not None and self._parts[0]["disks"] > _SPARED_DISKS_MAX):
             return None
         table = self._parts[0].get("lost_sets")
         down = self.group().unavailability(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
@@ -466,7 +475,7 @@ def _degraded_and_causes(study: Study, estimate: Estimate | None) -> tuple[float
         causes = {"disk": max(0.0, 1 - sum(causes.values())), **causes}
         if estimate.degraded_hours is not None or study.pool is not None:
             return estimate.degraded_hours, causes
-    group = study.group()
+    group = study.group() if estimate is None else msgspec.structs.replace(study.group(), latent_per_hour=0.0)
     chain = group.chain()
     if estimate is None:
         by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
@@ -634,8 +643,11 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
         yield f"Which of the 2^{says['disks']} sets of lost disks lose data is the engine's verdict, set by set."
     else:
         shape, count = study.independent
-        parts = f" of {shape_words(shape)}, {count} of which are independent" if shape != study.shape else ""
-        yield f"Any {says['tolerance']} lost disks{parts} are borne, one more is not: the engine's verdict."
+        if shape != study.shape:
+            yield f"That is {count} parts that know nothing of each other, each {shape_words(shape)}."
+        bears = {0: "No lost disk is borne", 1: "Any lost disk is borne, a second one is not"}
+        more = f"Any {says['tolerance']} lost disks are borne, one more is not"
+        yield f"{bears.get(says['tolerance'], more)}: the engine's verdict."
     yield f"Life of a disk: {law_words(study.lifetime)}. All are new and whole at the start, replacements are new, lives are independent."
     discipline = {
         "parallel": "parallel: every lost disk is rebuilt at once, each by itself",

@@ -134,7 +134,7 @@ def run_sweep(
         if progress is not None:
             progress(len(done), len(sweep))
         for point in _computed(studies, workers, scheduler) if left else ():
-            file.write(point.to_json(indent=0).replace("\n", "") + "\n")
+            file.write(msgspec.json.encode(point).decode() + "\n")
             file.flush()
             done[point.point] = point
             if progress is not None:
@@ -154,7 +154,9 @@ def _computed(studies: Iterator[tuple[int, dict[str, Any], Study]], workers: int
 
 
 def _point(number: int, inputs: dict[str, Any], result: Result) -> Point:
-    return Point(point=number, inputs=inputs, result={key: value for key, value in result.to_dict().items() if key not in _LEFT_OUT})
+    """As it comes back from the file of results: a sweep that went on gives what one without a break gives."""
+    point = Point(point=number, inputs=inputs, result={key: value for key, value in result.to_dict().items() if key not in _LEFT_OUT})
+    return msgspec.json.decode(msgspec.json.encode(point), type=Point)
 
 
 def play_run(system: System, blocks: Sequence[Block]) -> list[Sums]:
