@@ -431,7 +431,7 @@ def test_missing_library_is_one_clear_error(tmp_path, library):
     """As where the extra is not installed: the import fails."""
     words = ["simulate", "--level", "6", "-n", "6", "--method", "mc", "--missions", "10", "--lifetime", "weibull:1:5y"]
     if library == "scipy":  # for the interval of a count
-        words = ["simulate", "--level", "0", "-n", "2", "--method", "mc", "--missions", "10", "--afr", "100%"]
+        words = ["simulate", "--level", "0", "-n", "2", "--count-losses", "--missions", "100", "--afr", "10%"]
     if library == "polars":
         words = ["simulate", "--level", "6", "-n", "6", "--drive-stats", str(tmp_path)]
     if library in ("matplotlib", "jinja2"):

@@ -208,6 +208,7 @@ def lifetimes(stats: pl.LazyFrame, model: str | None = None) -> Lifetimes:
             failure=day.filter(pl.col("failure") == 1).min(),
             birth=(24 * day.cast(pl.Float64) - pl.col("power_on_hours")).median(),
         )
+        .sort("serial_number", "model")  # sums over the lives then have the same last bit each time
         .collect(engine="streaming")
     )
     if table.is_empty():
