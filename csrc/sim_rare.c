@@ -11,7 +11,7 @@
  *  R4 A branch goes up most of the time. Where it goes on without a strike, its weight is made what is usual with so many disks down, and the branch lives on with the ratio as probability: the
  *     weights are within a window that the branch's first visits to each level set, however long the path.
  *
- * Compare the failure biasing and forcing of Lewis & Böhm (1984) and Nicola, Shahabuddin & Nakayama, IEEE Trans. Reliability 50 (2001), sections III and V: there transitions of a Markov
+ * Compare the failure biasing and forcing of Lewis & Böhm (1984) and Nicola, Shahabuddin & Nakayama, IEEE Trans. Reliability 50 (2001): there transitions of a Markov
  * chain, here windows, which any hazard and any law of repair allow.
  */
 #include "internal.h"

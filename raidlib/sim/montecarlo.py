@@ -39,7 +39,7 @@ _SHARE_MAX = 0.1  # of the sum, by one mission of a pilot: above it the weights 
 _EFFECTIVE_MIN = 100.0  # missions of a pilot that count, below which they are not either
 _EFFECTIVE_WANTED = 1000.0  # with which its variance is known to some per cent
 _HITS_MIN = 10  # losses that crude sampling must have seen to be the way out of that
-_MARGIN = 1.1  # of missions, for what a pilot does not know
+_MARGIN = 1.3  # of missions: a pilot sees too little of weights that are skewed
 _EXPOSURE_POINTS = 4096
 _LAWS = {
     LawKind.CONSTANT: lib.RL_SIM_CONSTANT,
