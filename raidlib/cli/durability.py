@@ -121,7 +121,7 @@ def simulate(array: tuple[str, ...], workers: int, report: str | None, as_json: 
 
     \b
       raidlib simulate --level 6 --raid-devices 10 --afr 2% --mttr 24h --repair parallel --years 5
-      raidlib simulate --level rs --data 10 --parity 4 --lifetime weibull:1.12:461386h --lse 9259h --scrub 168h
+      raidlib simulate -l rs --data 10 --parity 4 --lifetime weibull:1.12:50y --lse 9259h --scrub 168h
       raidlib simulate tank --drive-stats drive-stats/ --report report.html
     """
     with needs():
