@@ -219,7 +219,7 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         """The long-run share of time in which at least one of the arrays is without its data (unavailability), arrays that lost data being
         repaired like others; None for a pool.
 
-        None too where spares and so many disks make more states than are solved in a second.
+        None too where spares and so many disks make more states than are solved in a second, and below 1e-308.
 
         From mean times: exact for exponential times, and for any where all repairs run in parallel and nothing else is shared (the
         long-run state of a disk depends on its mean times only); else the Markov chain of the same means.
@@ -228,7 +228,7 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
             return None
         table = self._parts[0].get("lost_sets")
         down = self.group().unavailability(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
-        return of_many(down, 1 - down, self.count)
+        return of_many(down, 1 - down, self.count) or None  # 0: it is below what a number can say
 
 
 def _is_exponential(law: Law) -> bool:
