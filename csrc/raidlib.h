@@ -618,6 +618,108 @@ struct rl_block_ops {
 };
 const struct rl_block_ops *rl_array_block_ops(void);
 
+/* ---- Simulation (sim.c, sim_crude.c, sim_rare.c: pure) -------------------------------------------------------------- */
+
+/* Missions of one group of disks, or of one declustered pool, drawn at random. Pure: no allocation, no state but the caller's `scratch`, no libm: a block's numbers come from
+ * (seed, block) alone and are the same to the bit on every CPU with IEEE doubles. Times are hours from the mission's start, at which every disk is new. A model and what it points to is
+ * only read, by any number of threads; each call needs a scratch of its own of rl_sim_scratch_bytes. */
+
+#define RL_SIM_DISKS_MAX 1048576
+#define RL_SIM_RARE_DISKS_MAX 256 /* of a model that rl_sim_rare takes */
+#define RL_SIM_TABLE_DISKS_MAX 24 /* of a model with a table of lost sets */
+#define RL_SIM_SPARES_MAX 4096
+#define RL_SIM_UNLIMITED 0xffffffff
+#define RL_SIM_BINS 64
+
+/* The law of a time: of a lifetime by its age, of a repair by its duration. CONSTANT is for durations only. */
+#define RL_SIM_CONSTANT 1 /* scale_hours */
+#define RL_SIM_EXPONENTIAL 2 /* mean scale_hours */
+#define RL_SIM_WEIBULL 3 /* cumulative hazard ((t - location) / scale)^shape past the location, 0 before it: a shift */
+#define RL_SIM_PIECEWISE \
+    4 /* cumulative[k] at at_hours[k], straight between them, tail_per_hour after the last; both begin with 0, at_hours ascends strictly */
+struct rl_sim_law {
+    uint32_t kind;
+    uint32_t knots;
+    double location_hours, scale_hours, shape;
+    double tail_per_hour;
+    const double *at_hours, *cumulative;
+};
+
+/* Shocks: a Poisson stream; each strikes at once `kills` places of its scope, chosen evenly, or with kills 0 each of them with `probability`. The working disks in them fail. */
+struct rl_sim_shock {
+    double per_hour; /* of each scope */
+    double probability;
+    uint32_t kills;
+    uint32_t per_shelf; /* the scope: 1: each shelf has a stream of its own; 0: all disks */
+};
+
+struct rl_sim_model {
+    uint32_t size_of;
+    uint32_t disks;
+    uint32_t tolerance; /* a loss: more than so many disks down at once (pool: pieces of one group) */
+    uint32_t counting; /* 0: a mission ends with its first loss; 1: it goes on, every loss counts (below) */
+    const uint8_t *
+        lost_sets; /* or NULL: bit s & 7 of byte s >> 3 is 1 where the set s of down disks (bit i: disk i) is a loss; as rl_sim_lost_sets makes it */
+    /* A pool: groups > 0. Group g has a piece on each of the disks placement[g * width ...], which are distinct; rank[] says as which of its disk's pieces that one is rebuilt, from 0.
+     * piece_first[disk] .. piece_first[disk + 1] are the places in pieces[] of the groups on a disk. */
+    uint32_t groups, width;
+    const uint32_t *placement, *rank, *piece_first, *pieces;
+    double mission_hours;
+    struct rl_sim_law lifetime; /* of a new disk */
+    struct rl_sim_law repair; /* from the moment at which a disk and a crew are there, to the new disk in service */
+    struct rl_sim_law
+        replacement; /* with finite spares: from a failure to the arrival of the disk that was ordered for it; orders do not wait for each other */
+    uint32_t crews; /* repairs at a time, first come first served; RL_SIM_UNLIMITED: all in parallel */
+    uint32_t spares; /* at the start; every failure uses one up, or waits for one; RL_SIM_UNLIMITED: never a wait */
+    /* Latent errors: each disk gets them as a Poisson stream from its birth on; each is there until its own scrub finds it. exposure[k] is the integral of P(not yet found) over ages 0 to
+     * k * exposure_step_hours, constant past the last; NULL: nothing scrubs. They cost data where a failure leaves the group without redundancy and one is on a disk that is then needed;
+     * one that comes later, while the group is rebuilt, does not (Elerath & Pecht 2007). No pools. */
+    double latent_per_hour; /* of each disk; 0: none */
+    const double *exposure;
+    uint32_t exposure_count;
+    uint32_t shock_count;
+    double exposure_step_hours;
+    double latent_fraction; /* of the data that such a loss costs */
+    const struct rl_sim_shock *shocks;
+    /* Shelves: disks i * shelf_disks and the next ones; 0: none. After a failure in one, the hazard of its disks is boost_factor times as high for boost_hours; not more for two of them. */
+    uint32_t shelf_disks;
+    /* Batches: disks i * batch_disks and the next ones; 0: none. Each is bad with batch_probability: its disks, until replaced, have batch_factor times the hazard. */
+    uint32_t batch_disks;
+    double boost_factor, boost_hours;
+    double batch_probability, batch_factor;
+};
+
+/* Sums over the missions of one block. A mission's score is 1 if it ended in a loss (counting: the number of its losses); rl_sim_rare: a weight with the same expectation.
+ * counting: after a loss, a group has no further one until no disk of it is down; its latent errors are gone then. A pool's group counts whenever it comes to miss more than it bears. */
+struct rl_sim_sums {
+    uint64_t missions;
+    uint64_t hits; /* missions with a score above 0 */
+    uint64_t failures; /* of disks */
+    uint64_t steps; /* events of all kinds: what the block cost */
+    double score, score_squares, score_max;
+    double fraction,
+        fraction_squares; /* of the data that was lost; group: what the rebuild that had come furthest still lacked, all of it with lost_sets; pool: lost groups / groups */
+    double latent, shock; /* of the score: by a latent error; at a shock. The rest: by single failures */
+    double degraded_hours; /* with a disk down; rl_sim_crude only */
+    double by_time[RL_SIM_BINS]; /* of the score, by the time of the loss, in equal parts of the mission */
+};
+
+/* Bytes of scratch for a model, 0 for one that is not valid: rl_last_error().text says why. */
+uint64_t rl_sim_scratch_bytes(const struct rl_sim_model *model);
+/* Plays `missions` missions. Returns 0, or -EINVAL for a model that is not valid. */
+int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch,
+                 struct rl_sim_sums *out);
+/* The same, for losses that are rare: P(loss) without bias and with small variance, by a conditioned first failure and a forced branch in every degraded window. Groups of at most
+ * RL_SIM_RARE_DISKS_MAX disks, not counting. */
+int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out);
+/* The time by which a share of 1 - exp(-cumulative) of a law has ended, and its inverse: for tests and plots. */
+double rl_sim_law_time(const struct rl_sim_law *law, double cumulative);
+double rl_sim_law_hazard(const struct rl_sim_law *law, double hours);
+/* Which of the 2^slots sets of missing slots lose data, by rl_geometry_enough: fills 2^slots / 8 (at least 1) bytes as in lost_sets. slots <= RL_SIM_TABLE_DISKS_MAX. */
+int rl_sim_lost_sets(const struct rl_geometry *g, uint8_t *lost_sets);
+/* 1 if so many distinct disks, all down with nothing rebuilt, are a loss of the model, else 0: the very test that the simulation makes. */
+int rl_sim_lost(const struct rl_sim_model *model, const uint32_t *down, uint32_t count, void *scratch);
+
 /* CDEF-END */
 
 #endif

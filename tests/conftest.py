@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A skip for any other reason fails the run where CI is set: a test that silently stops running is worse than one that fails.
 SKIPS_THAT_MAY_OCCUR = re.compile(
     r"no golden arrays|no file of 4 TiB|the kernel's side refuses|"
-    r"no direct I/O|/dev/fuse|no loop device|needs root|this CPU lacks|fusermount3 refuses an ordinary user"
+    r"no direct I/O|/dev/fuse|no loop device|needs root|this CPU lacks|fusermount3 refuses an ordinary user|no chromium to look at"
 )
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,10 @@ def other_pythons() -> list[str]:
 
 def test_wheel_is_for_every_python(wheel):
     assert re.fullmatch(r"raidlib-[\d.]+-cp311-abi3-\w+\.whl", wheel.name)
+
+
+def test_wheel_has_what_is_not_python(wheel):
+    assert {"raidlib/py.typed", "raidlib/sim/report.html"} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.parametrize("python", other_pythons())

@@ -1,7 +1,8 @@
 """The command line: the verbs of mdadm on arrays that a user owns. Options, tables, JSON and exit codes; no logic.
 
 `base` has what all verbs share (exit codes, questions, how an ARRAY is reached), `render` the tables and progress bars, `content` what
-goes in and out of an array as a whole; the verbs are in `arrays` (create, examine …), `members` (fail, add, check …), `mounts` and `drill`.
+goes in and out of an array as a whole; the verbs are in `arrays` (create, examine …), `members` (fail, add, check …), `mounts`, `drill` and
+`durability` (simulate, sweep).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 import click
 
-from . import arrays, drill, members, mounts
+from . import arrays, drill, durability, members, mounts
 from .base import Program
 
 __all__ = ["main", "program"]
@@ -37,7 +38,7 @@ program = Program(
     """,
 )
 program = click.version_option(package_name="raidlib", message="%(prog)s %(version)s")(program)
-for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS, *drill.COMMANDS):
+for command in (*arrays.COMMANDS, *members.COMMANDS, *mounts.COMMANDS, *drill.COMMANDS, *durability.COMMANDS):
     command.help = (command.help or "").replace("\\b", "\b")  # click's mark of a paragraph that is not to be filled
     program.add_command(command)
 
