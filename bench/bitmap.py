@@ -35,6 +35,21 @@ def timed(work):
     return time.perf_counter() - start
 
 
+def writes(total, scattered):
+    """(data, offset) of each: sequential ones of 1 MiB, or random ones of 4 KiB."""
+    data = os.urandom(REQUEST)
+    if not scattered:
+        return [(data, offset) for offset in range(0, total, REQUEST)]
+    draw = random.Random(7)
+    return [(data[:4096], draw.randrange(total // 4096) * 4096) for _ in range(4000)]
+
+
+def write(array, requests):
+    for data, offset in requests:
+        array.pwrite(data, offset)
+    array.flush()
+
+
 class Rates:
     """Two arrays of one shape that differ in the policy."""
 
@@ -47,32 +62,19 @@ class Rates:
             )
             for kind in KINDS
         }  # fmt: skip
-        self.total = total
-        self.data = os.urandom(REQUEST)
         for array in self.arrays.values():
-            self.sequential(array)
-
-    def sequential(self, array):
-        for offset in range(0, self.total, REQUEST):
-            array.pwrite(self.data, offset)
-        array.flush()
-
-    def random(self, array):
-        draw = random.Random(7)
-        for _ in range(4000):
-            array.pwrite(self.data[:4096], draw.randrange(self.total // 4096) * 4096)
-        array.flush()
+            write(array, writes(total, scattered=False))
 
     def clear(self):
         """Waits until no region is marked."""
         while self.arrays["bitmap"].status().bitmap.dirty:
             time.sleep(0.2)
 
-    def ratio(self, work, rounds):
+    def ratio(self, requests, rounds):
         ratios = []
         for number in range(rounds):
             self.clear()
-            spent = {kind: timed(lambda kind=kind: work(self.arrays[kind])) for kind in KINDS[:: 1 if number % 2 else -1]}
+            spent = {kind: timed(lambda kind=kind: write(self.arrays[kind], requests)) for kind in KINDS[:: 1 if number % 2 else -1]}
             ratios.append(spent["resync"] / spent["bitmap"])
         return statistics.median(ratios)
 
@@ -83,11 +85,7 @@ class Rates:
 
 def replayed(level, total, folder, rounds, scattered):
     """The array's time against that of its own requests on plain files: sequential or random writes, a flush at the end."""
-    n, data, ratios = MEMBERS[level], os.urandom(REQUEST), []
-    requests = [(data, offset) for offset in range(0, total, REQUEST)]
-    if scattered:
-        draw = random.Random(7)
-        requests = [(data[:4096], draw.randrange(total // 4096) * 4096) for _ in range(4000)]
+    n, requests, ratios = MEMBERS[level], writes(total, scattered), []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             recorder, paths = lab.Recorder(4 * total + (64 << 20)), [f"{place}/member-{number}" for number in range(n)]
@@ -97,17 +95,11 @@ def replayed(level, total, folder, rounds, scattered):
             devices = [lab.FaultyDevice(path, recorder=recorder) for path in paths]
             chunk = None if level == "1" else "64K"
             array = raidlib.create(devices, level=level, chunk=chunk, assume_clean=True, bitmap="internal", bitmap_chunk="4M")
-
-            def work(array=array):
-                for piece, offset in requests:
-                    array.pwrite(piece, offset)
-                array.flush()
-
-            work()
+            write(array, requests)
             while array.status().bitmap.dirty:
                 time.sleep(0.2)
             recorder.clear()
-            spent = timed(work)
+            spent = timed(lambda array=array: write(array, requests))
             entries = [(e, recorder.data(e.index) if e.op == "write" else b"") for e in recorder.entries()]
             plain = [os.open(path + ".plain", os.O_RDWR | os.O_CREAT) for path in paths]
             for file, path in zip(plain, paths, strict=True):
@@ -186,7 +178,7 @@ def main():
     for level in options.levels.split(","):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             rates = Rates(level, options.mib << 20, folder)
-            sequential, scattered = (rates.ratio(work, options.rounds) for work in (rates.sequential, rates.random))
+            sequential, scattered = (rates.ratio(writes(options.mib << 20, kind), options.rounds) for kind in (False, True))
             rates.close()
             plain = [replayed(level, options.mib << 20, folder, max(1, options.rounds // 3), kind) for kind in (False, True)]
         print(f"level {level}: sequential {sequential:.2f}, 4K random {scattered:.2f} of policy resync; ", end="")

@@ -50,9 +50,9 @@ def simpy_missions(count: int, disks: int, tolerance: int, life: Draw, repair: D
     return lost
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[..., object], *arguments: object) -> float:
     start = time.process_time()
-    work()
+    work(*arguments)
     return time.process_time() - start
 
 
@@ -61,8 +61,8 @@ def race(name: str, system: System, life: Draw, repair: Draw, rounds: int) -> di
     kernel, slow, fast = Kernel(system), 2000, 4_000_000
     pairs = []
     for seed in range(rounds):
-        rival = timed(lambda: simpy_missions(slow, system.disks, system.tolerance, life, repair, system.mission_hours, seed)) / slow  # noqa: B023
-        ours = timed(lambda: kernel.play(Block(method="crude", seed=seed, number=0, missions=fast))) / fast  # noqa: B023
+        rival = timed(simpy_missions, slow, system.disks, system.tolerance, life, repair, system.mission_hours, seed) / slow
+        ours = timed(kernel.play, Block(method="crude", seed=seed, number=0, missions=fast)) / fast
         pairs.append((rival, ours))
     years = system.mission_hours / HOURS_PER_YEAR
     return {

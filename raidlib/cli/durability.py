@@ -264,7 +264,7 @@ def sweep(study: str, workers: int, scheduler: str | None, results: str | None, 
         base.document("sweep", study=study, hash=plan.hash, results=path, points=points)
         return OK
     print_points(plan, points)
-    click.echo(f"\n{render.count_of(len(points), 'study').replace('studys', 'studies')}; all of it: {path}")
+    click.echo(f"\n{render.count_of(len(points), 'study', 'studies')}; all of it: {path}")
     return OK
 
 

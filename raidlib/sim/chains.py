@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raidlib.errors import UsageError
+from raidlib.sim.model import HOURS_PER_YEAR
 
 __all__ = ["HOURS_PER_YEAR", "Chain", "Group", "Sensitivity", "Shock", "of_many", "sensitivities"]
 
-HOURS_PER_YEAR = 8760.0
 TERMS = 20
 SQUARINGS_MIN = 10
 LOSS_MIN = 1e-280  # below it intermediate results may have lost digits to gradual underflow

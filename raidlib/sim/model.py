@@ -82,6 +82,12 @@ class Law(Struct, frozen=True, kw_only=True):
         for before, hazard in itertools.pairwise(self.cumulative):
             check_number(f"the cumulative hazard after {before!r} of a piecewise law", hazard, least=before)
 
+    @property
+    def is_exponential(self) -> bool:
+        """Whether it is without memory, whatever it is called."""
+        weibull = self.kind is LawKind.WEIBULL and self.shape == 1 and self.location_hours == 0
+        return weibull or self.kind is LawKind.EXPONENTIAL
+
     @classmethod
     def constant(cls, hours: float) -> Law:
         """Always so long."""

@@ -168,10 +168,8 @@ class Kernel:
         return pointer
 
     def _put_law(self, to: Any, law: Law) -> None:
-        to.kind = _LAWS[law.kind]
+        to.kind = lib.RL_SIM_EXPONENTIAL if law.is_exponential else _LAWS[law.kind]  # faster, without memory
         to.scale_hours, to.shape, to.location_hours, to.tail_per_hour = law.scale_hours, law.shape, law.location_hours, law.tail_per_hour
-        if law.kind is LawKind.WEIBULL and law.shape == 1 and law.location_hours == 0:
-            to.kind = lib.RL_SIM_EXPONENTIAL  # what it is; without memory it is faster
         to.knots = len(law.at_hours)
         to.at_hours = self._kept(ffi.new("double[]", law.at_hours))
         to.cumulative = self._kept(ffi.new("double[]", law.cumulative))
@@ -411,7 +409,8 @@ def _of_count(hits: int, missions: int) -> tuple[float, float]:
         return 0.0, -math.expm1(math.log(0.05) / missions)
     if hits == missions:
         return 0.05 ** (1 / missions), 1.0
-    return tuple(float(betaincinv(hits + 0.5, missions - hits + 0.5, tail)) for tail in (0.025, 0.975))  # type: ignore[return-value]
+    low, high = (float(betaincinv(hits + 0.5, missions - hits + 0.5, tail)) for tail in (0.025, 0.975))
+    return low, high
 
 
 def _of_mean(mean: float, error: float) -> tuple[float, float]:

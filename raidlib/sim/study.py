@@ -118,7 +118,7 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
     def not_markov(self) -> str | None:
         """Why no Markov chain of chains.py is the model, in words; None: one is (with latent errors: nearly, see `Group`)."""
         for what, law in self._laws():
-            if not _is_exponential(law):
+            if not law.is_exponential:
                 return f"{what} is {law.kind}, not exponential"
         reasons: list[tuple[bool, str]] = [
             (self.pool is not None, "a pool is declustered"),
@@ -229,10 +229,6 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         table = self._parts[0].get("lost_sets")
         down = self.group().unavailability(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
         return of_many(down, 1 - down, self.count) or None  # 0: it is below what a number can say
-
-
-def _is_exponential(law: Law) -> bool:
-    return law.kind is LawKind.EXPONENTIAL or (law.kind is LawKind.WEIBULL and law.shape == 1 and law.location_hours == 0)
 
 
 def mean_hours(law: Law) -> float:

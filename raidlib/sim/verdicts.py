@@ -6,6 +6,7 @@ bit s & 7 of byte s >> 3 set where the set s loses data.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -55,6 +56,7 @@ def data_disks(shape: Shape) -> float:
     return sum(parts) if shape.level in (Level.LINEAR, Level.RAID0) else share * min(parts)
 
 
+@functools.lru_cache(maxsize=16)  # asked for by `tolerance` and by `verdict`, and for each of the equal members of a nested array
 def lost_sets(shape: Shape) -> bytes:
     """The verdict on each of the 2^n sets of lost disks, n <= 24: 2^n bits, at least one byte."""
     if shape.disks > TABLE_DISKS_MAX:
@@ -90,10 +92,10 @@ def tolerance(shape: Shape) -> int | None:
         return None
     table = lost_sets(shape)
     for bears in range(shape.disks):
-        if all(is_lost(table, sum(1 << disk for disk in some)) for some in itertools.combinations(range(shape.disks), bears + 1)):
-            return bears
-        if any(is_lost(table, sum(1 << disk for disk in some)) for some in itertools.combinations(range(shape.disks), bears + 1)):
-            return None
+        some = itertools.combinations(range(shape.disks), bears + 1)
+        verdicts = {is_lost(table, sum(1 << disk for disk in lost)) for lost in some}
+        if verdicts != {False}:
+            return bears if verdicts == {True} else None
     return None
 
 
