@@ -32,13 +32,17 @@ import tree_sitter_c
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("setup.py", "pyproject.toml", "README.md", "csrc", "fuse_mount", "raidlib", "tests", "scripts", "docs")
 BUILD = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-# Power cuts, seconds of them; the tests whose matter is what is durable when, those that fail soonest first; more power cuts.
+# The tests whose matter is what is durable when; those of the file that is broken go first (the start of its name).
 TESTS = ("bitmap", "bitmap_trust", "partial_failures", "array", "bad_blocks", "jobs", "replace", "space")
-CAMPAIGN = (
-    "scripts/crash.py --first --states 2400 --most 12",
-    "-m pytest -p no:cacheprovider -p no:xdist -x -q --timeout=120 " + " ".join(f"tests/test_{name}.py" for name in TESTS),
-    "scripts/crash.py --first --states 12000 --most 12 --seed 1",
-)
+NEAREST = {
+    "bad": "bad_blocks",
+    "bitmap": "bitmap",
+    "recover": "replace",
+    "sync": "jobs",
+    "mirror": "partial_failures",
+    "devices": "partial_failures",
+}
+SLOW = "power_cuts or scratched"  # a minute for what the others notice in seconds, if it can be noticed by them
 TIME_LIMIT_S = 1200  # of each part, for the engine as it is
 SLOWER, BUSY_S = 4, 60  # a mutant whose part takes so many times longer, and so many seconds more, hangs
 
@@ -246,8 +250,18 @@ def why(output: str) -> str:
     return (lines[-1] if lines else output.strip().splitlines()[-1] if output.strip() else "")[:200]
 
 
-def judge(mutant: Mutant | None, campaign: list[tuple[list[str], float]], parent: Path) -> tuple[str, str, list[float]]:
-    """(killed | survived | does not build, the words, the seconds that each command took); the campaign: commands and their time limits."""
+def short_campaign(place: str) -> list[list[str]]:
+    """The commands that are to notice a mutant of that place: what notices most in least time first."""
+    first = [test for start, test in NEAREST.items() if place.startswith(start)]
+    files = [f"tests/test_{name}.py" for name in dict.fromkeys((*first, *TESTS))]
+    crash = ["scripts/crash.py", "--first", "--most", "12", "--states"]
+    pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-xq", "--timeout=120"]
+    parts = ([*crash, "2400"], [*pytest, "-k", f"not ({SLOW})", *files], [*crash, "12000", "--seed", "1"], [*pytest, "-k", SLOW, *files])
+    return [[sys.executable, *part] for part in parts]
+
+
+def judge(mutant: Mutant | None, command: list[str], limits_s: list[float], parent: Path) -> tuple[str, str, list[float]]:
+    """(killed | survived | does not build, the words, the seconds that each part of the campaign took). command: in place of that."""
     folder = Path(tempfile.mkdtemp(prefix="mutant-", dir=parent))
     try:
         for name in COPIED:
@@ -266,9 +280,10 @@ def judge(mutant: Mutant | None, campaign: list[tuple[list[str], float]], parent
         if not where.startswith(str(folder)):
             raise SystemExit(f"mutants: the tests would look at {where.strip()}")
         took_s = []
-        for command, limit_s in campaign:
+        campaign = [command] if command else short_campaign(mutant.place if mutant else "")
+        for part, limit_s in zip(campaign, limits_s, strict=False):
             began = time.monotonic()
-            code, output = run(command, folder, limit_s)
+            code, output = run(part, folder, limit_s)
             took_s.append(time.monotonic() - began)
             if code:
                 return "killed", why(output), took_s
@@ -290,18 +305,20 @@ def main() -> int:
         print(*(f"{mutant.name} (line {mutant.line})" for mutant in chosen), sep="\n")
         print(f"{len(chosen)} mutants")
         return 0
-    commands = [options.command] if options.command else [[sys.executable, *part.split()] for part in CAMPAIGN]
     known = (ROOT / "docs" / "mutants.md").read_text() if (ROOT / "docs" / "mutants.md").exists() else ""
     counts = {"killed": 0, "survived": 0, "does not build": 0}
     unexplained = []
     with tempfile.TemporaryDirectory(prefix="raidlib-mutants-") as parent:
-        said, text, took_s = judge(None, [(command, TIME_LIMIT_S) for command in commands], Path(parent))
+        parts = 1 if options.command else len(short_campaign(""))
+        said, text, took_s = judge(None, options.command, [TIME_LIMIT_S] * parts, Path(parent))
         if said != "survived":
             raise SystemExit(f"mutants: the engine as it is does not pass: {said}: {text}")
         print(f"the engine as it is passes, in {' + '.join(f'{one:.0f}' for one in took_s)} s; {len(chosen)} mutants", flush=True)
-        campaign = [(command, SLOWER * one + BUSY_S) for command, one in zip(commands, took_s, strict=True)]
+        limits_s = [SLOWER * one + BUSY_S for one in took_s]
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for mutant, (said, text, _) in zip(chosen, pool.map(lambda m: judge(m, campaign, Path(parent)), chosen), strict=True):
+            for mutant, (said, text, _) in zip(
+                chosen, pool.map(lambda m: judge(m, options.command, limits_s, Path(parent)), chosen), strict=True
+            ):
                 counts[said] += 1
                 print(f"{said:14} {mutant.name} (line {mutant.line})   {text}", flush=True)
                 if said == "survived" and f"`{mutant.name}`" not in known:
