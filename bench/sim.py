@@ -1,4 +1,4 @@
-"""The simulator against the same models written with SimPy (from PyPI; the usual way: a process for each disk).
+"""The simulator against the same models written with SimPy (the usual way: a process for each disk).
 
     python bench/sim.py [--rounds 5] [--years 1] [--json FILE]
 
