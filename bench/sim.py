@@ -1,28 +1,38 @@
 """The simulator against the same models written with SimPy (the usual way: a process for each disk).
 
-    python bench/sim.py [--rounds 5] [--years 1] [--json FILE]
+    python bench/sim.py [--rounds 5] [--years 5] [--json FILE]
 
 Both sides simulate whole missions of one group, on one core; rounds are interleaved, times are the process's own CPU time, and the ratio is
-the median of the rounds' ratios. Then what there is no rival for: latent errors, a pool, and the time that the rare-event estimator takes
-to a standard error.
+the median of the rounds' ratios. Then what there is no rival for: latent errors, a pool, the time that the rare-event estimator takes to a
+standard error, that of an exact chain; and what two workers of Dask do in the time of one (wall clock), beside what two bare processes do:
+more than that no library can give.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import json
+import logging
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import distributed
 import simpy
 
+from raidlib.sim import study as sim_study
+from raidlib.sim.chains import Group
 from raidlib.sim.model import HOURS_PER_YEAR, LatentErrors, Law, Pool, Repair, System
 from raidlib.sim.montecarlo import Block, Kernel, simulate
+from raidlib.sim.study import Study
+from raidlib.sim.sweep import Sweep, run_sweep
 
 Draw = Callable[[random.Random], float]
 
@@ -154,13 +164,77 @@ def rare(rounds: int) -> list[dict[str, Any]]:
     return lines
 
 
+def chain(rounds: int) -> list[dict[str, Any]]:
+    """Wall clock of an exact answer."""
+    group = Group(disks=10, tolerance=2, failure_per_hour=1 / 438000, repair_per_hour=1 / 24)
+    seconds = []
+    for _ in range(20 * rounds):
+        start = time.perf_counter()
+        group.chain().loss_probability(5 * HOURS_PER_YEAR)
+        seconds.append(time.perf_counter() - start)
+    return [{"model": "8+2, exact chain", "seconds": statistics.median(seconds)}]
+
+
+SWEEP = """level = 6
+raid_devices = 10
+lifetime = "weibull:1.12:461386h"
+years = 5
+method = "mc"
+missions = 400_000
+seed = [0, 1, 2, 3, 4, 5, 6, 7]
+"""
+
+
+def two_workers(rounds: int) -> list[dict[str, Any]]:
+    """Efficiency: the time of one worker over twice that of two."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        study = Path(folder) / "study.toml"
+        study.write_text(SWEEP)
+        sweep = Sweep.read(study)
+        clusters = {
+            count: stack.enter_context(
+                distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
+            )
+            for count in (1, 2)
+        }
+        pools = {count: stack.enter_context(concurrent.futures.ProcessPoolExecutor(count)) for count in (1, 2)}
+        studies = [sweep.study(inputs) for inputs in sweep.combinations()]
+        seconds: dict[str, list[tuple[float, float]]] = {"Dask": [], "bare processes": []}
+        for number in range(rounds):
+            dask, bare = [], []
+            for count in (1, 2):
+                start = time.perf_counter()
+                run_sweep(sweep, Path(folder) / f"{number}.{count}.jsonl", scheduler=clusters[count].scheduler_address)
+                dask.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                list(pools[count].map(mc_alone, studies))
+                bare.append(time.perf_counter() - start)
+            seconds["Dask"].append((dask[0], dask[1]))
+            seconds["bare processes"].append((bare[0], bare[1]))
+    return [
+        {
+            "model": f"two workers, {name}",
+            "seconds_one": statistics.median(one for one, _ in pairs),
+            "seconds_two": statistics.median(two for _, two in pairs),
+            "efficiency": statistics.median(one / two / 2 for one, two in pairs),
+        }
+        for name, pairs in seconds.items()
+    ]
+
+
+def mc_alone(study: Study) -> None:
+    """One point of the sweep."""
+    sim_study.simulate(study, improvements=False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--years", type=float, default=1.0, help="of a mission, against SimPy")
+    parser.add_argument("--years", type=float, default=5.0, help="of a mission, against SimPy")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     lines = races(options.years, options.rounds) + alone(options.rounds) + rare(options.rounds)
+    lines += chain(options.rounds) + two_workers(options.rounds)
     for line in lines:
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in line.items()))
     if options.json:
