@@ -1,14 +1,16 @@
 """Power cuts: the states that are enumerated, what is judged of them, and that what is broken is found."""
 
+import concurrent.futures
 import itertools
 import random
+import threading
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raidlib import assembly, errors, lab
-from raidlib.lab import session, verdicts, workloads
+from raidlib.lab import crashes, session, verdicts, workloads
 from raidlib.lab.crashes import VIOLATIONS_MAX, _cuts, _members_at, _name, recovery_of
 from raidlib.lab.power import History, Medium, key_of, mark_of, power_cuts, state_at
 from raidlib.lab.workloads import PARITY_LEVELS, Run
@@ -241,6 +243,18 @@ def test_campaigns_in_processes_of_their_own():
     tallies = {t.level: t for t in lab.campaigns([("5", "resync"), ("10", "resync")], 200, 2, seed=3, most=1)}
     assert set(tallies) == {"5", "10"} and all(t.distinct >= 100 and not t.violations for t in tallies.values())
     assert tallies["5"].digest == lab.campaign("5", states=100, most=1, seed=3).digest
+
+
+def test_campaigns_come_in_the_order_in_which_they_were_asked_for(monkeypatch):
+    second_is_done = threading.Event()
+
+    def campaign(level, policy, **_):
+        assert second_is_done.wait(10) if level == "1" else second_is_done.set() is None
+        return crashes.Tally(level, policy)
+
+    monkeypatch.setattr(crashes, "campaign", campaign)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lambda count, _context: concurrent.futures.ThreadPoolExecutor(count))
+    assert [t.level for t in lab.campaigns([("1", "resync"), ("5", "resync")], 2, 2)] == ["1", "5"]
 
 
 def test_a_level_that_is_not_known():

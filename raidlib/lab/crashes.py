@@ -229,13 +229,13 @@ def campaign(
 def campaigns(
     pairs: Iterable[tuple[str, str]], states: int, processes: int = 1, *, seed: int = 0, most: int | None = None
 ) -> Iterator[Tally]:
-    """One campaign for each (level, policy), `states` in all, in processes of their own; as they end."""
+    """One campaign for each (level, policy), `states` in all, in processes of their own; in the order of the pairs."""
     listed = list(pairs)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
         each = -(-states // len(listed))
         tasks = [pool.submit(campaign, level, policy, states=each, seed=seed, most=most) for level, policy in listed]
-        for task in concurrent.futures.as_completed(tasks):
+        for task in tasks:
             yield task.result()
 
 
