@@ -697,6 +697,7 @@ struct rl_sim_sums {
     uint64_t failures; /* of disks */
     uint64_t steps; /* events of all kinds: what the block cost */
     double score, score_squares, score_max;
+    double score_hours; /* each score times the time of the loss */
     double fraction,
         fraction_squares; /* of the data that was lost; group: what the rebuild that had come furthest still lacked, all of it with lost_sets; pool: lost groups / groups */
     double latent, shock; /* of the score: by a latent error; at a shock. The rest: by single failures */
@@ -709,7 +710,7 @@ uint64_t rl_sim_scratch_bytes(const struct rl_sim_model *model);
 /* Plays `missions` missions. Returns 0, or -EINVAL for a model that is not valid. */
 int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch,
                  struct rl_sim_sums *out);
-/* The same, for losses that are rare: P(loss) without bias and with small variance, by a conditioned first failure and a forced branch in every degraded window. Groups of at most
+/* The same, for losses that are rare: P(loss) without bias and with small variance, by a conditioned first strike and a biased branch for every episode with disks down. Groups of at most
  * RL_SIM_RARE_DISKS_MAX disks, not counting. */
 int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out);
 /* The time by which a share of 1 - exp(-cumulative) of a law has ended, and its inverse: for tests and plots. */

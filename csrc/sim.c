@@ -422,22 +422,32 @@ static double exposure(const struct rl_sim_model *model, double hours)
     return model->exposure[k] + (x - k) * (model->exposure[k + 1] - model->exposure[k]);
 }
 
-double rl_sim_latent(const struct sim *sim, double t)
+/* Whether it is since `unit` went down that data would be lost without `other`, which is UP. */
+static bool is_needed_since(const struct sim *sim, uint32_t other, uint32_t unit)
+{
+    const struct rl_sim_model *model = sim->model;
+    if (!model->lost_sets)
+        return sim->down == model->tolerance;
+    uint64_t with = sim->set | 1ull << other;
+    return sim_set_is_lost(model, with) && !sim_set_is_lost(model, with & ~(1ull << unit));
+}
+
+double rl_sim_latent(const struct sim *sim, uint32_t unit, double t)
 {
     const struct rl_sim_model *model = sim->model;
     double sum = 0;
     if (!(model->latent_per_hour > 0) || (!model->lost_sets && sim->down != model->tolerance))
         return 0;
     for (uint32_t i = 0; i < model->disks; i++)
-        if (sim->unit[i].phase == SIM_UP && sim_is_needed(sim, i))
+        if (sim->unit[i].phase == SIM_UP && is_needed_since(sim, i, unit))
             sum += exposure(model, t - sim->unit[i].clean);
     return sum * model->latent_per_hour;
 }
 
-void rl_sim_is_clean(struct sim *sim, double t)
+void rl_sim_is_clean(struct sim *sim, uint32_t unit, double t)
 {
     for (uint32_t i = 0; i < sim->model->disks; i++)
-        if (sim->unit[i].phase == SIM_UP && sim_is_needed(sim, i))
+        if (sim->unit[i].phase == SIM_UP && is_needed_since(sim, i, unit))
             sim->unit[i].clean = t;
 }
 
@@ -454,31 +464,82 @@ double rl_sim_shock_rate(const struct rl_sim_model *model)
     return rate;
 }
 
-uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick)
+/* Which of the streams a shock is of; evenly: half of the time any of them. */
+static const struct rl_sim_shock *shock_stream(const struct sim *sim, double *ratio)
 {
     const struct rl_sim_model *model = sim->model;
-    double at = sim_uniform(sim->random) * sim->shock_per_hour;
     const struct rl_sim_shock *shock = model->shocks;
-    for (uint32_t i = 1; i < model->shock_count && at >= shock->per_hour * scopes(model, shock); i++, shock++)
-        at -= shock->per_hour * scopes(model, shock);
+    if (ratio && sim_bits(sim->random) >> 63) {
+        shock += sim_below(sim->random, model->shock_count);
+    } else {
+        double at = sim_uniform(sim->random) * sim->shock_per_hour;
+        for (uint32_t i = 1; i < model->shock_count && at >= shock->per_hour * scopes(model, shock); i++, shock++)
+            at -= shock->per_hour * scopes(model, shock);
+    }
+    if (ratio) {
+        double own = shock->per_hour * scopes(model, shock) / sim->shock_per_hour;
+        *ratio = own / (0.5 * own + 0.5 / model->shock_count);
+    }
+    return shock;
+}
+
+/* `count` of `all` entries, chosen evenly, come first. */
+static void shuffle(struct sim_random *random, uint32_t *entries, uint32_t all, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t other = i + sim_below(random, all - i), hit = entries[other];
+        entries[other] = entries[i];
+        entries[i] = hit;
+    }
+}
+
+/* Probability that just `count` of `all` are hit, each of them with `probability` in (0, 1). */
+static double binomial(uint32_t all, uint32_t count, double probability)
+{
+    double log = count * sim_log(probability) + (all - count) * sim_log1p(-probability);
+    for (uint32_t i = 1; i <= count; i++)
+        log += sim_log((double)(all - count + i) / i);
+    return sim_exp(log);
+}
+
+/* Each of `up` disks with a probability; evenly: half of the time any number of them from 1 on. */
+static uint32_t hit_each(const struct sim *sim, double probability, uint32_t *pick, uint32_t up, double *ratio)
+{
+    uint32_t count = 0;
+    if (!(probability < 1) || !up)
+        return up;
+    if (ratio && sim_bits(sim->random) >> 63)
+        count = 1 + sim_below(sim->random, up);
+    else
+        for (uint32_t i = 0; i < up; i++)
+            count += sim_uniform(sim->random) < probability;
+    shuffle(sim->random, pick, up, count);
+    if (ratio) {
+        double own = binomial(up, count, probability);
+        *ratio *= own / (0.5 * own + (count ? 0.5 / up : 0));
+    }
+    return count;
+}
+
+uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick, double *ratio)
+{
+    const struct rl_sim_model *model = sim->model;
+    const struct rl_sim_shock *shock = shock_stream(sim, ratio);
     uint32_t first = 0, end = model->disks, count = 0;
     if (shock->per_shelf) {
         first = sim_below(sim->random, scopes(model, shock)) * model->shelf_disks;
         end = end - first > model->shelf_disks ? first + model->shelf_disks : end;
     }
-    if (!shock->kills) {
-        for (uint32_t i = first; i < end; i++)
-            if (sim->unit[i].phase == SIM_UP && sim_uniform(sim->random) < shock->probability)
-                pick[count++] = i;
-        return count;
-    }
+    uint32_t places = end - first, kills = shock->kills < places ? shock->kills : places;
     for (uint32_t i = first; i < end; i++)
-        pick[i - first] = i;
-    for (uint32_t i = 0; i < shock->kills && i < end - first; i++) {
-        uint32_t other = i + sim_below(sim->random, end - first - i), hit = pick[other];
-        pick[other] = pick[i];
-        if (sim->unit[hit].phase == SIM_UP)
-            pick[count++] = hit;
-    }
+        if (kills || sim->unit[i].phase == SIM_UP)
+            pick[count++] = i;
+    if (!kills)
+        return hit_each(sim, shock->probability, pick, count, ratio);
+    shuffle(sim->random, pick, places, kills);
+    count = 0;
+    for (uint32_t i = 0; i < kills; i++)
+        if (sim->unit[pick[i]].phase == SIM_UP)
+            pick[count++] = pick[i];
     return count;
 }

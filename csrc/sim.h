@@ -228,11 +228,12 @@ double rl_sim_due(const struct sim *sim, uint32_t *what);
 uint32_t rl_sim_settle(struct sim *sim, uint32_t what, double t);
 /* Whether what is down now, of which `unit` is the last, is a loss; of which fraction of the data. */
 bool rl_sim_is_loss(const struct sim *sim, uint32_t unit, double t, double *fraction);
-/* Sum of the expected latent errors on the units without any of which data would be lost; forgets them where they are found not to be there. 0 where there is redundancy left. */
-double rl_sim_latent(const struct sim *sim, double t);
-void rl_sim_is_clean(struct sim *sim, double t);
-/* Picks the victims of a shock at random into `pick`, which has room for all disks; returns how many. */
-uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick);
+/* Sum of the expected latent errors on the units without any of which data would be lost since `unit` went down; and forgets them where they are found not to be there. */
+double rl_sim_latent(const struct sim *sim, uint32_t unit, double t);
+void rl_sim_is_clean(struct sim *sim, uint32_t unit, double t);
+/* Picks the victims of a shock at random into `pick`, which has room for all disks; returns how many. ratio: NULL, or: streams and numbers of victims that are seldom come often, and *ratio becomes
+ * the probability of what was drawn over that with which it was. */
+uint32_t rl_sim_shock(struct sim *sim, uint32_t *pick, double *ratio);
 double rl_sim_shock_rate(const struct rl_sim_model *model);
 
 static inline bool sim_set_is_lost(const struct rl_sim_model *model, uint64_t set)
@@ -250,6 +251,7 @@ static inline void sim_note(const struct sim *sim, double score, double t)
 {
     unsigned bin = (unsigned)(t / sim->model->mission_hours * RL_SIM_BINS);
     sim->sums->by_time[bin < RL_SIM_BINS ? bin : RL_SIM_BINS - 1] += score;
+    sim->sums->score_hours += score * t;
 }
 
 #endif

@@ -153,11 +153,11 @@ static bool fail(struct sim *sim, uint32_t index, double t, enum cause cause)
         return false;
     if (rl_sim_is_loss(sim, index, t, &fraction))
         return loss(sim, t, fraction, cause == BY_SHOCK ? &sim->sums->shock : NULL);
-    expected = rl_sim_latent(sim, t);
+    expected = rl_sim_latent(sim, index, t);
     if (expected > 0) {
         if (sim_uniform(sim->random) < sim_share(expected))
             return loss(sim, t, model->latent_fraction, &sim->sums->latent);
-        rl_sim_is_clean(sim, t);
+        rl_sim_is_clean(sim, index, t);
     }
     return false;
 }
@@ -192,7 +192,7 @@ static void draw_shock(struct sim *sim, double t)
 
 static bool shock(struct sim *sim, double t)
 {
-    uint32_t count = rl_sim_shock(sim, sim->pick);
+    uint32_t count = rl_sim_shock(sim, sim->pick, NULL);
     draw_shock(sim, t);
     for (uint32_t i = 0; i < count; i++)
         if (fail(sim, sim->pick[i], t, BY_SHOCK))

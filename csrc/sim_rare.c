@@ -1,15 +1,19 @@
 /* sim_rare.c: P(loss) where losses are too rare to be waited for. Pure: no I/O, no lock, no allocation.
  *
  * A mission is a sequence of windows: a window ends with the next event of which the time is known (a rebuild's end, an order's arrival, a boost's end, the mission's end); within it only
- * disks and shocks strike, with hazards that are known. Three things can come first in a window: a failure that is a loss (a needed disk's), another strike, or nothing.
+ * disks and shocks strike, with hazards that are known. What can come first in a window: a failure that is a loss (a needed disk's), another strike, or nothing. An episode is what lies between
+ * two moments at which all disks are up; every loss lies in one.
  *
- *  R1 The first is never drawn: its probability, times the path's weight, is scored ("the last step is replaced by its expectation").
- *  R2 Of the others one is drawn, and the path's weight becomes weight * its probability / the probability with which it was drawn. So every path has the expectation that it would have
- *     without, whatever the latter is, as long as it is above 0 where the former is. Given what is drawn, no weight grows: a strike's time and source are drawn from their own law.
- *  R3 The mission's first failure is forced to come within the mission. In each degraded window of the mission's own path, that path goes on without a strike, and a branch of it is forced
- *     to have one: so every episode gives a branch, and none is waited for. Shocks come in branches alone.
- *  R4 A branch goes up most of the time. Where it goes on without a strike, its weight is made what is usual with so many disks down, and the branch lives on with the ratio as probability: the
- *     weights are within a window that the branch's first visits to each level set, however long the path.
+ *  R1 The mission's own path is drawn as it comes, to its end, but for its first strike, which is forced to come within the mission. It scores nothing in an episode: it says which episodes
+ *     there are, and a branch of it says what each of them is worth. So however many failures a mission has, no weight of it grows or is lost.
+ *  R2 A branch is played at the start of each episode, from the same state, to the episode's end. One that a shock starts has its branch in the window before, where the shock is forced; the
+ *     path that comes to such a shock plays none for it.
+ *  R3 A failure that is a loss is never drawn in a branch: its probability, times the path's weight, is scored ("the last step is replaced by its expectation"), as in the path while all are up.
+ *  R4 Of the others one is drawn, and the branch's weight becomes weight * its probability / the probability with which it was drawn. So it has the expectation that it would have without,
+ *     whatever the latter is, as long as it is above 0 where the former is. A strike's time and source are drawn from their own law, given that it strikes; what a shock does is drawn half of the
+ *     time from an even law: the rare one that kills many may be what is looked for.
+ *  R5 A branch goes up most of the time. Where it goes on without a strike, its weight is made what is usual with so many disks down, and the branch lives on with the ratio as probability: the
+ *     weights are within a window that the branch's first visits to each level set, however long the episode.
  *
  * Compare the failure biasing and forcing of Lewis & Böhm (1984) and Nicola, Shahabuddin & Nakayama, IEEE Trans. Reliability 50 (2001): there transitions of a Markov
  * chain, here windows, which any hazard and any law of repair allow.
@@ -31,12 +35,13 @@ struct window {
 };
 
 enum source { ANY, DISK, SHOCK };
+enum who { KILL, LIVE, ALL }; /* the needed disks, the others; both and shocks */
 
 struct rare {
     struct sim main, branch;
     struct window window;
     double score, fraction; /* of this mission */
-    double usual[RL_SIM_RARE_DISKS_MAX + 1]; /* R4 */
+    double usual[RL_SIM_RARE_DISKS_MAX + 1]; /* R5 */
     uint32_t levels; /* that `usual` knows */
 };
 
@@ -144,11 +149,11 @@ static double cut_off(struct sim_random *random, double hazard)
     return drawn < hazard ? drawn : hazard;
 }
 
-/* When a disk's cumulative hazard since the window's start, of `hazard` in all, has come to `drawn`. */
+/* When a disk's cumulative hazard since the window's start, of `hazard` in all, has come to `drawn`; the one after the disks is the shocks. */
 static double when(const struct sim *sim, const struct window *w, uint32_t index, double drawn, double hazard)
 {
     double t;
-    if (sim->memoryless || index == SIM_NOWHERE) {
+    if (sim->memoryless || index == sim->model->disks) {
         t = w->from + (w->to - w->from) * (drawn / hazard);
     } else {
         const struct rl_sim_law *lifetime = &sim->model->lifetime;
@@ -177,21 +182,23 @@ static double hazard_until(const struct sim *sim, const struct window *w, bool k
     return sum;
 }
 
-/* The first failure among the needed disks, or among the others, given that there is one in the window: disk by disk, whether it fails given that one of those that follow does, until one does; then
- * whether each of the rest does, and when. */
-static uint32_t first_of(const struct sim *sim, const struct window *w, bool kill, double *s)
+/* The first strike among some, given that there is one in the window: one by one, whether it strikes given that one of those that follow does, until one does; then whether each of the rest does,
+ * and when. */
+static uint32_t first_of(const struct sim *sim, const struct window *w, enum who who, double *s)
 {
-    double left = kill ? w->kill : w->live;
+    const uint32_t disks = sim->model->disks;
+    double left = who == KILL ? w->kill : who == LIVE ? w->live : total(w);
     uint32_t first = SIM_NOWHERE, last = 0;
-    for (uint32_t i = 0; i < sim->model->disks; i++) {
-        double hazard = w->hazard[i], drawn;
-        if (!(hazard > 0) || w->needed[i] != kill)
+    for (uint32_t i = 0; i <= disks; i++) {
+        bool takes_part = who == ALL || (i < disks && w->needed[i] == (who == KILL));
+        double hazard = !takes_part ? 0 : i < disks ? w->hazard[i] : w->shock, drawn;
+        if (!(hazard > 0))
             continue;
         last = i;
         if (first == SIM_NOWHERE) {
-            bool fails = left <= hazard || sim_uniform(sim->random) * sim_share(left) < sim_share(hazard);
+            bool strikes = left <= hazard || sim_uniform(sim->random) * sim_share(left) < sim_share(hazard);
             left -= hazard;
-            if (!fails)
+            if (!strikes)
                 continue;
             drawn = cut_off(sim->random, hazard);
         } else if ((drawn = sim_exponential(sim->random)) >= hazard) {
@@ -204,10 +211,22 @@ static uint32_t first_of(const struct sim *sim, const struct window *w, bool kil
         }
     }
     if (first == SIM_NOWHERE) { /* by rounding of `left` */
+        double hazard = last < disks ? w->hazard[last] : w->shock;
         first = last;
-        *s = when(sim, w, last, cut_off(sim->random, w->hazard[last]), w->hazard[last]);
+        *s = when(sim, w, last, cut_off(sim->random, hazard), hazard);
     }
     return first;
+}
+
+/* The first strike of the window, given that there is one. Returns the disk, or the number of disks: a shock. */
+static uint32_t strike_any(const struct sim *sim, const struct window *w, double *s)
+{
+    double all = total(w), at = sim_uniform(sim->random) * all;
+    if (!w->proportional)
+        return first_of(sim, w, ALL, s);
+    uint32_t index = at < w->shock ? sim->model->disks : pick(sim, w, at - w->shock < w->kill);
+    *s = when(sim, w, index, cut_off(sim->random, all), all);
+    return index;
 }
 
 /* Draws the first strike of the window, given that it is a needed disk's (kill), or another one's. Returns the probability that it is. */
@@ -219,7 +238,7 @@ static double strike(const struct sim *sim, const struct window *w, bool kill, u
         *s = when(sim, w, *index, cut_off(sim->random, all), all);
         return mine / all * sim_share(all);
     }
-    *index = first_of(sim, w, kill, s);
+    *index = first_of(sim, w, kill ? KILL : LIVE, s);
     double others = sim->shock_per_hour * (*s - w->from) + hazard_until(sim, w, !kill, *s);
     return sim_share(mine) * sim_exp(-others);
 }
@@ -229,10 +248,10 @@ static double strike_by_shock(const struct sim *sim, const struct window *w, dou
 {
     double all = total(w);
     if (w->proportional) {
-        *s = when(sim, w, SIM_NOWHERE, cut_off(sim->random, all), all);
+        *s = when(sim, w, sim->model->disks, cut_off(sim->random, all), all);
         return w->shock / all * sim_share(all);
     }
-    *s = when(sim, w, SIM_NOWHERE, cut_off(sim->random, w->shock), w->shock);
+    *s = when(sim, w, sim->model->disks, cut_off(sim->random, w->shock), w->shock);
     return sim_share(w->shock) * sim_exp(-hazard_until(sim, w, true, *s) - hazard_until(sim, w, false, *s));
 }
 
@@ -245,7 +264,7 @@ static void note(struct rare *rare, const struct sim *sim, double score, double 
     sim_note(sim, score, t);
 }
 
-/* R1. */
+/* R3. */
 static void score_kill(struct rare *rare, const struct sim *sim, const struct window *w, double weight)
 {
     double s, fraction = 1;
@@ -260,32 +279,36 @@ static void score_kill(struct rare *rare, const struct sim *sim, const struct wi
     note(rare, sim, weight * probability, fraction, s);
 }
 
-/* A disk goes down at t. Returns the weight of what goes on: 0 where that is a loss. */
-static double down(struct rare *rare, struct sim *sim, uint32_t index, double t, double weight, bool by_shock)
+/* A disk goes down at t. Returns the weight of what goes on: 0 where that is a loss. `scores`: what is lost by it counts here. */
+static double down(struct rare *rare, struct sim *sim, uint32_t index, double t, double weight, bool scores, bool by_shock)
 {
     double fraction, expected;
     rl_sim_take_down(sim, index, t);
     if (sim->model->shelf_disks)
         sim->boosted[index / sim->model->shelf_disks] = t + sim->model->boost_hours;
     if (rl_sim_is_loss(sim, index, t, &fraction)) {
-        note(rare, sim, weight, fraction, t);
-        if (by_shock)
+        if (scores)
+            note(rare, sim, weight, fraction, t);
+        if (scores && by_shock)
             sim->sums->shock += weight;
         return 0;
     }
-    expected = rl_sim_latent(sim, t);
+    expected = rl_sim_latent(sim, index, t);
     if (!(expected > 0))
         return weight;
-    note(rare, sim, weight * sim_share(expected), sim->model->latent_fraction, t);
-    sim->sums->latent += weight * sim_share(expected);
-    rl_sim_is_clean(sim, t);
+    if (scores) {
+        note(rare, sim, weight * sim_share(expected), sim->model->latent_fraction, t);
+        sim->sums->latent += weight * sim_share(expected);
+    }
+    rl_sim_is_clean(sim, index, t);
     return weight * sim_exp(-expected);
 }
 
-/* R2, upwards: a strike that is no loss by itself. Returns the weight, *t its time. */
+/* R4, upwards: a strike that is no loss by itself. Returns the weight, *t its time. */
 static double go_up(struct rare *rare, struct sim *sim, const struct window *w, enum source source, double weight, double *t)
 {
     uint32_t index;
+    double ratio;
     if (source == ANY) {
         double shocks = w->shock / (w->live + w->shock); /* more often than they come: one may do what many failures do */
         if (w->shock > 0 && w->live > 0 && shocks < SHOCKS)
@@ -295,23 +318,22 @@ static double go_up(struct rare *rare, struct sim *sim, const struct window *w, 
     }
     if (source == DISK) {
         weight *= strike(sim, w, false, &index, t);
-        return down(rare, sim, index, *t, weight, false);
+        return down(rare, sim, index, *t, weight, true, false);
     }
     weight *= strike_by_shock(sim, w, t);
-    uint32_t count = rl_sim_shock(sim, sim->pick);
+    uint32_t count = rl_sim_shock(sim, sim->pick, &ratio);
+    weight *= ratio;
     for (uint32_t i = 0; i < count && weight > 0; i++)
-        weight = down(rare, sim, sim->pick[i], *t, weight, true);
+        weight = down(rare, sim, sim->pick[i], *t, weight, true, true);
     return weight;
 }
 
-/* R2, downwards: nothing strikes in the window. */
-static double go_on(struct sim *sim, const struct window *w, double weight, uint32_t what, double *t)
+/* Nothing strikes in the window. */
+static void go_on(struct sim *sim, const struct window *w, uint32_t what, double *t)
 {
-    weight *= sim_exp(-total(w));
     *t = w->to;
     if (what != SIM_NOWHERE && *t < sim->model->mission_hours)
         rl_sim_settle(sim, what, *t);
-    return weight;
 }
 
 /* The weight that is usual with so many disks down: of the branch's first visit. */
@@ -322,12 +344,13 @@ static double usual(struct rare *rare, uint32_t down, double weight)
     return rare->usual[down];
 }
 
-/* R4: the path of a branch from t to its end. Its first window has a strike, of `source`. */
+/* R5: an episode from t to its end. source SHOCK: one that begins with a shock in the window; ANY: one that has begun. */
 static void play_branch(struct rare *rare, struct sim *sim, double t, double weight, enum source source)
 {
     struct window *w = &rare->window;
     rare->levels = 0;
-    for (bool forced = true; weight > 0 && t < sim->model->mission_hours; forced = false, source = ANY) {
+    for (bool forced = source == SHOCK; weight > 0 && t < sim->model->mission_hours && (sim->down || forced);
+         forced = false, source = ANY) {
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
         sim->sums->steps++;
@@ -341,16 +364,18 @@ static void play_branch(struct rare *rare, struct sim *sim, double t, double wei
                 weight /= AFTER_SCORE;
             }
         }
-        bool goes_on = !forced && w->to < sim->model->mission_hours; /* what comes after can bring something */
         uint32_t below = what < sim->model->disks ? sim->down - 1 : sim->down;
+        bool goes_on = !forced && below && w->to < sim->model->mission_hours; /* what comes after can bring something */
         double most = strikes ? 0.5 : 1, silent = goes_on ? weight * sim_exp(-total(w)) / rare->usual[below] : 0;
         silent = silent > most ? most : silent;
-        if (silent > 0 && sim_uniform(sim->random) < silent)
-            weight = go_on(sim, w, weight / silent, what, &t);
-        else if (strikes)
+        if (silent > 0 && sim_uniform(sim->random) < silent) {
+            weight *= sim_exp(-total(w)) / silent;
+            go_on(sim, w, what, &t);
+        } else if (strikes) {
             weight = go_up(rare, sim, w, source, weight / (1 - silent), &t);
-        else
+        } else {
             return;
+        }
     }
 }
 
@@ -373,33 +398,50 @@ static void branch_off(struct rare *rare, double t, double weight, enum source s
     play_branch(rare, to, t, weight, source);
 }
 
-/* R3: the mission's own path. */
+/* The path goes on with the strike that comes first in the window. Returns its weight: 0 where that is a loss, which is scored elsewhere (R2, R3). */
+static double go_main(struct rare *rare, const struct window *w, double weight, double *t)
+{
+    struct sim *sim = &rare->main;
+    bool whole = !sim->down;
+    uint32_t index = strike_any(sim, w, t);
+    if (index == sim->model->disks) {
+        uint32_t count = rl_sim_shock(sim, sim->pick, NULL);
+        for (uint32_t i = 0; i < count && weight > 0; i++)
+            weight = down(rare, sim, sim->pick[i], *t, weight, false, true);
+        return weight;
+    }
+    if (w->uniform ? w->kill > 0 : w->needed[index])
+        return 0;
+    weight = down(rare, sim, index, *t, weight, whole, false);
+    if (whole && weight > 0)
+        branch_off(rare, *t, weight, ANY);
+    return weight;
+}
+
+/* R1. */
 static void play_main(struct rare *rare)
 {
     struct sim *sim = &rare->main;
     struct window *w = &rare->window;
     double t = 0, weight = 1;
-    bool first = true;
-    while (weight > 0 && t < sim->model->mission_hours) {
+    for (bool first = true; weight > 0 && t < sim->model->mission_hours;) {
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
         sim->sums->steps++;
-        if (w->kill > 0)
+        if (!sim->down && w->kill > 0)
             score_kill(rare, sim, w, weight);
-        const bool shocks = w->shock > 0, disks = sim->down && w->live > 0;
-        if (shocks)
+        if (!sim->down && w->shock > 0) {
             branch_off(rare, t, weight, SHOCK);
-        if (disks)
-            branch_off(rare, t, weight, DISK);
-        if (shocks || disks)
-            look(sim, w, t, &what); /* the branches have used it */
-        double up = sim->down || !(w->live > 0) ? 0 : first ? 1 : sim_share(w->live);
-        if (up == 1 || (up > 0 && sim_uniform(sim->random) < up)) {
-            weight = go_up(rare, sim, w, DISK, weight / up, &t);
-            first = false;
-        } else {
-            weight = go_on(sim, w, weight / (1 - up), what, &t);
+            look(sim, w, t, &what); /* the branch has used it */
         }
+        double strikes = sim_share(total(w));
+        if (first)
+            weight *= strikes;
+        if (weight > 0 && (first || sim_uniform(sim->random) < strikes))
+            weight = go_main(rare, w, weight, &t);
+        else
+            go_on(sim, w, what, &t);
+        first = false;
     }
 }
 

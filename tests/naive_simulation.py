@@ -121,7 +121,8 @@ class Naive:
         down = {k for k, other in enumerate(self.unit) if other.state != "up"}
         if self.blocked:
             return
-        needed = [k for k in range(self.disks) if k not in down and self.loses(down | {k})]
+        # by this failure, and not since an earlier one: what came meanwhile, the rebuild has found or will find
+        needed = [k for k in range(self.disks) if k not in down and self.loses(down | {k}) and not self.loses(down - {i} | {k})]
         if self.loses(down) or any(comes <= t < found for k in needed for comes, found in self.unit[k].errors):
             self.losses += 1
             self.blocked = True

@@ -35,8 +35,8 @@ _PILOT_STEPS_MAX = 1 << 22
 _PILOT_BLOCK = 1 << 62  # numbers of blocks from here on are pilots'
 _BLOCK_STEPS = 1 << 18  # about 10 ms of a core
 _BLOCK_MISSIONS_MAX = 1 << 22
-_SHARE_MAX = 0.1  # of the sum, by one mission of a pilot: above it the weights are not to be trusted
-_EFFECTIVE_MIN = 100.0  # missions of a pilot that count, below which they are not either
+_SHARE_MAX = 0.1  # of the sum, by one mission: above it the weights are not to be trusted
+_EFFECTIVE_MIN = 100.0  # missions that count, below which they are not either
 _EFFECTIVE_WANTED = 1000.0  # with which its variance is known to some per cent
 _HITS_MIN = 10  # losses that crude sampling must have seen to be the way out of that
 _MARGIN = 1.3  # of missions: a pilot sees too little of weights that are skewed
@@ -60,6 +60,7 @@ class Sums(Struct, frozen=True, kw_only=True):
     score: float = 0.0
     score_squares: float = 0.0
     score_max: float = 0.0
+    score_hours: float = 0.0
     fraction: float = 0.0
     fraction_squares: float = 0.0
     latent: float = 0.0
@@ -103,9 +104,11 @@ class Estimate(Struct, frozen=True, kw_only=True):
     p_loss: probability of a loss within the mission; where none was seen, the upper end of its interval (`none_seen`). p_loss_ci95:
     crude: Jeffreys' interval, and where none was seen 0 and the exact one-sided bound of Clopper & Pearson, 1 - 0.05^(1/n), about 3/n;
     rare: of the mean, on the scale of its logarithm. losses: expected number of losses in a mission, with the standard error (not
-    counting: p_loss's). eafdl: expected share of the data that is lost in a year (Iliadis & Venkatesan 2014); lost_bytes: expected bytes
-    lost in a mission, and nomdl_bytes_per_tb: per 10^12 usable bytes (Greenan, Plank & Wylie, HotStorage 2010); None where
-    System.usable_bytes is not known and matters. by_latent, by_shock: shares of the losses, at a latent error and by a shock.
+    counting: p_loss's). mttdl_years: the time without a loss, of all missions together, over the losses: the mean time to one where they
+    come at one rate; where none was seen, its lower bound. eafdl: expected share of the data that is lost in a year (Iliadis &
+    Venkatesan 2014); lost_bytes: expected bytes lost in a mission, and nomdl_bytes_per_tb: per 10^12 usable bytes (Greenan, Plank &
+    Wylie, HotStorage 2010); None where System.usable_bytes is not known and matters. by_latent, by_shock: shares of the losses, at a
+    latent error and by a shock.
     degraded_hours: of a mission, with a disk down (crude only, else None). p_by_time: losses a mission up to the k-th of 64 equal parts
     of it.
     """
@@ -121,7 +124,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     nines: float  # -log10(p_loss)
     losses: float
     losses_se: float
-    mttdl_years: float  # mission / -log(1 - p_loss); counting: mission / losses
+    mttdl_years: float
     effective_missions: float
     largest_share: float
     eafdl: float | None
@@ -133,6 +136,16 @@ class Estimate(Struct, frozen=True, kw_only=True):
     degraded_hours: float | None
     p_by_time: tuple[float, ...]
     steps: int
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether so few missions carry it that its interval is not to be trusted, but for the order of magnitude."""
+        return self.method == "rare" and not self.none_seen and is_weak(self.effective_missions, self.largest_share)
+
+
+def is_weak(effective_missions: float, largest_share: float) -> bool:
+    """Whether weights are not to be trusted."""
+    return effective_missions < _EFFECTIVE_MIN or largest_share > _SHARE_MAX
 
 
 # --- The kernel -------------------------------------------------------------------------------------------------------
@@ -297,7 +310,7 @@ def choose(system: System, seed: int) -> tuple[Method, dict[Method, Sums]]:
     if not can_be_rare(system):
         return "crude", pilots
     rare = pilots["rare"] = _pilot(system, "rare", seed)
-    if (rare.effective < _EFFECTIVE_MIN or rare.largest_share > _SHARE_MAX) and pilots["crude"].hits >= _HITS_MIN:
+    if is_weak(rare.effective, rare.largest_share) and pilots["crude"].hits >= _HITS_MIN:
         return "crude", pilots
     p = min(1.0, rare.mean)
     work: dict[Method, float] = {
@@ -371,7 +384,7 @@ def reduce(system: System, blocks: Sequence[Block], sums: Iterable[Sums]) -> Est
     fraction: float | None = total.fraction / n
     if system.latent is not None and system.usable_bytes is None:
         fraction = None  # a latent error costs bytes, of which the share is not known
-    hazard = total.mean if system.counting and not none_seen else -math.log1p(-p) if p < 1 else math.inf
+    lived = 1.0 if system.counting else max(0.0, 1 - total.mean) + total.score_hours / n / system.mission_hours  # missions
     return Estimate(
         method=block.method,
         seed=block.seed,
@@ -384,7 +397,7 @@ def reduce(system: System, blocks: Sequence[Block], sums: Iterable[Sums]) -> Est
         nines=-math.log10(p) + 0.0,
         losses=total.mean,
         losses_se=losses_se,
-        mttdl_years=years / hazard,
+        mttdl_years=years * (-1 / math.log1p(-p) if none_seen else lived / total.mean),
         effective_missions=total.effective,
         largest_share=total.largest_share,
         eafdl=None if fraction is None else fraction / years,

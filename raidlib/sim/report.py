@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ..model import format_size
 from .chains import of_many
+from .montecarlo import is_weak
 from .study import Result, law_words, next_step, shape_words, survival_words, time_words
 
 _WIDE, _HIGH = 5.2, 3.3  # inches: where a page is narrow the words in a plot stay as large as those beside it
@@ -151,7 +152,7 @@ def _health_rows(result: Result) -> list[tuple[str, str]]:
             rows.append(("Monte Carlo beside it", f"{_ESTIMATORS[beside.method]}; 95 %: {low} to {high}"))
     if missions is None or effective is None or share is None:
         return rows
-    weak = effective < 100 or share > 0.1
+    weak = is_weak(effective, share)
     return [
         *rows,
         ("Missions", str(missions)),

@@ -43,7 +43,7 @@ from .model import (
     check_number,
 )
 from .montecarlo import BINS, Estimate
-from .verdicts import Shape, data_disks, verdict
+from .verdicts import Shape, data_disks, is_lost, verdict
 
 Method = Literal["auto", "exact", "mc"]
 Progress = Callable[[int, int], object]
@@ -101,6 +101,9 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         if self.disk_bytes is not None:
             check_number("bytes of a disk", self.disk_bytes, above=0)
         _ = self.system  # it refuses what does not fit together
+        if self.latent is not None and self._bears_nothing and not self.is_exact:
+            why = self.not_markov or "method mc"
+            raise UsageError(f"latent errors on disks that nothing can mend: each is a loss, which only the exact method counts ({why})")
 
     # --- What is simulated ------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +115,14 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
     @property
     def is_exact(self) -> bool:
         """Whether the answer comes from a Markov chain."""
-        return self.method != "mc" and (self.not_markov is None and (self.method == "exact" or self.latent is None))
+        nearly = self.latent is not None and not self._bears_nothing  # with nothing to be mended by, each latent error is a loss
+        return self.method != "mc" and self.not_markov is None and (self.method == "exact" or not nearly)
+
+    @property
+    def _bears_nothing(self) -> bool:
+        """Whether there is a disk without which data are lost."""
+        says = self._parts[0]
+        return says["tolerance"] == 0 if "tolerance" in says else any(is_lost(says["lost_sets"], 1 << k) for k in range(says["disks"]))
 
     @property
     def not_markov(self) -> str | None:
@@ -549,8 +559,8 @@ def _changes(study: Study) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
 
 
 def _improvements(study: Study, answer: _Answer, workers: int) -> tuple[Improvement, ...]:
-    """Each change's gain, largest first."""
-    if answer.none_seen:
+    """Each change's gain, largest first; none where few missions carry the answer, nor for what few would carry."""
+    if answer.none_seen or (answer.estimate is not None and answer.estimate.is_weak):
         return ()
     slopes: dict[str, float] = {}
     if study.is_exact:
@@ -559,6 +569,8 @@ def _improvements(study: Study, answer: _Answer, workers: int) -> tuple[Improvem
     for name, words, operable, change in _changes(study):
         changed = msgspec.structs.replace(study, **change)
         better = _answer(changed, workers, missions=None, relative_error=_ROUGH, steps_max=_ROUGH_STEPS)
+        if better.estimate is not None and better.estimate.is_weak:
+            continue
         factor = None if better.none_seen else answer.losses / better.losses
         found.append(Improvement(input=name, words=words, factor=factor, elasticity=slopes.get(_NAMES.get(name, "")), operable=operable))
     return tuple(sorted(found, key=lambda one: -(one.factor or math.inf)))
@@ -600,6 +612,8 @@ def _words(study: Study, answer: _Answer, error: float, improvements: tuple[Impr
     text = f"{survival_words(answer.p_loss)} of keeping all data for {time}, {nines:.2f} nines{how_sure}"
     if study.counting:
         text += f"; {answer.losses:.4g} losses expected"
+    if answer.estimate is not None and answer.estimate.is_weak:
+        text += "; but few missions carry this: trust its order of magnitude only, and ask for more (missions, relative error)"
     step = next_step(improvements)
     return text + (f"; the next thing to improve is {step.words}" if step is not None else "")
 
@@ -680,7 +694,7 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
     yield {
         None: "Answered by a Markov chain in subtraction-free arithmetic: exact to 12 digits.",
         "crude": "Answered by missions drawn at random, and losses counted.",
-        "rare": "Answered by importance sampling of missions drawn at random (forced branches), unbiased.",
+        "rare": "Answered by importance sampling of missions drawn at random (a biased branch for each time with disks down), unbiased.",
     }[estimator]
     if study.pool is None and (study.not_markov is not None or study.latent is not None):
         yield "Availability from mean times, without latent errors, shelves, batches; exact if repairs are parallel and nothing is shared."
