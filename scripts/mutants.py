@@ -316,11 +316,11 @@ def main() -> int:
         print(f"the engine as it is passes, in {' + '.join(f'{one:.0f}' for one in took_s)} s; {len(chosen)} mutants", flush=True)
         limits_s = [SLOWER * one + BUSY_S for one in took_s]
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for mutant, (said, text, _) in zip(
-                chosen, pool.map(lambda m: judge(m, options.command, limits_s, Path(parent)), chosen), strict=True
-            ):
+            judged = {pool.submit(judge, mutant, options.command, limits_s, Path(parent)): mutant for mutant in chosen}
+            for done in concurrent.futures.as_completed(judged):
+                mutant, (said, text, took_s) = judged[done], done.result()
                 counts[said] += 1
-                print(f"{said:14} {mutant.name} (line {mutant.line})   {text}", flush=True)
+                print(f"{said:14} {mutant.name} (line {mutant.line}; {sum(took_s):.0f} s, part {len(took_s)})   {text}", flush=True)
                 if said == "survived" and f"`{mutant.name}`" not in known:
                     unexplained.append(mutant)
     built = counts["killed"] + counts["survived"]
