@@ -91,7 +91,14 @@ NAMED: list[tuple[Any, ...]] = [
             "            if (rl_bitmap_begin(&rq, length - done, offset + done, &hold))\n                step = -EIO;\n",
         ),
     ),
-    ("parity from a read that failed", ("csrc/stripe.c", "f->have[io->tag] = io->result == 0;", "f->have[io->tag] = 1;")),
+    (
+        "parity from a read that failed",
+        (
+            "csrc/stripe.c",
+            "        f->have[io->tag] = io->result == 0;\n        if (io->result == 0)\n            continue;\n",
+            "        f->have[io->tag] = 1;\n        continue;\n",
+        ),
+    ),
     (
         "the clean mark before the flush",
         (

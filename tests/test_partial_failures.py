@@ -174,19 +174,25 @@ def test_halves_with_equal_counts_are_not_mixed(tmp_path):
         assert sorted(states(array).values()) == ["in_sync", "removed"]
 
 
+class Volatile(Hooked):
+    """A Disk with a cache: `stable` is what a power cut leaves of it. `cut` is called in the middle of each flush."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.stable, self.cut = bytes(size), None
+
+    def flush(self):
+        if self.cut is not None:
+            self.cut()
+        self.stable = bytes(self.data)
+
+    def with_superblock(self):
+        """What a power cut leaves where the superblock that was written last has arrived, and nothing else."""
+        return self.stable[:4096] + bytes(self.data[4096:8192]) + self.stable[8192:]
+
+
 def test_a_checkpoint_is_never_ahead_of_a_flush():
     """I5: the power goes in the middle of the flush of a superblock that a user's write caused during a rebuild; that one block arrived."""
-
-    class Volatile(Hooked):
-        def __init__(self, size):
-            super().__init__(size)
-            self.stable, self.cut = bytes(size), None
-
-        def flush(self):
-            if self.cut is not None:
-                self.cut()
-            self.stable = bytes(self.data)
-
     disks = [Volatile(32 << 20) for _ in range(2)]  # mirrors: after a cut, a rebuild that only parity can do begins anew
     array = raidlib.create(disks, level=1, assume_clean=True)
     content = random.Random(3).randbytes(array.size)
@@ -200,8 +206,7 @@ def test_a_checkpoint_is_never_ahead_of_a_flush():
 
     def cut():
         if not crashed:
-            arrived = new.stable[:4096] + bytes(new.data[4096:8192]) + new.stable[8192:]
-            crashed.extend([bytes(disks[1].stable), arrived])
+            crashed.extend([bytes(disks[1].stable), new.with_superblock()])
 
     new.cut = cut
     array.pwrite(content[:4096], 0)
@@ -210,6 +215,36 @@ def test_a_checkpoint_is_never_ahead_of_a_flush():
         assert sorted(states(after).values()) == ["in_sync", "rebuilding"]
         assert after.pread(after.size, 0) == content
     array.close()
+
+
+def test_a_checkpoint_of_a_resync_is_never_ahead_of_a_flush():
+    """I5: the same, where a member that fails causes the superblock during a resync."""
+    disks = [Volatile(32 << 20) for _ in range(3)]
+    array = raidlib.create(disks, level=1, assume_clean=True)
+    array.pwrite(random.Random(3).randbytes(array.size), 0)
+    array.close()
+    start = data_offset(disks[0])
+    disks[1].data[start:] = bytes(len(disks[1].data) - start)
+    for disk in disks:
+        edit(disk, resync_offset=0)
+        disk.flush()
+    array = raidlib.open(disks)
+    array.job.set_speed(maximum=1 << 20)
+    time.sleep(1.5)  # some MiB are copied, and not flushed
+    crashed = []
+
+    def cut():
+        crashed[:] = [disks[0].with_superblock(), disks[1].with_superblock()]
+
+    disks[1].cut = cut
+    array.fail(2)
+    disks[1].cut = None
+    array.close()
+    assert crashed
+    with raidlib.open([Disk(32 << 20, content=image) for image in crashed], run=True) as after:
+        after.job.wait()
+        after.check().wait()
+        assert after.status().mismatch_count == 0
 
 
 def test_a_member_lost_during_a_resync_does_not_hide_a_stale_q():
