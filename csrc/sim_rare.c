@@ -23,6 +23,7 @@
 
 #define CALL "rl_sim_rare"
 #define AFTER_SCORE 0.1 /* the share of branches that go on beyond a score, where they can strike once more */
+#define FADED 0.25 /* of the weight that is usual: below it a branch lives on by chance */
 #define SHOCKS 0.25 /* of the strikes of branches, at least */
 
 /* A window. Hazards are cumulated over it. Proportional: all of them have one course, so that the first strike's time and source are independent of each other. */
@@ -354,7 +355,12 @@ static void play_branch(struct rare *rare, struct sim *sim, double t, double wei
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
         sim->sums->steps++;
-        usual(rare, sim->down, weight);
+        double common = usual(rare, sim->down, weight);
+        if (weight < FADED * common) { /* by shocks that hit nobody */
+            if (sim_uniform(sim->random) * common >= weight)
+                return;
+            weight = common;
+        }
         bool strikes = w->live + w->shock > 0;
         if (!forced && w->kill > 0) {
             score_kill(rare, sim, w, weight);

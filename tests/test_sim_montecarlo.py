@@ -68,6 +68,18 @@ def test_rare_losses_have_their_exact_probability(system, exact, error_most):
     assert abs(answer.p_loss - exact) < 4 * answer.p_loss_se + slack
 
 
+@pytest.mark.parametrize(
+    ("lifetime", "hazard"),
+    [(Law.exponential(1e5), 4 * 8760 / 1e5), (Law.weibull(1.6, 1e5, 2000), 4 * ((8760 - 2000) / 1e5) ** 1.6)],
+)
+def test_without_redundancy_there_is_nothing_to_draw(lifetime, hazard):
+    """The first failure of four disks is the loss; a shock comes first in some missions."""
+    system = {"disks": 4, "tolerance": 0, "lifetime": lifetime, "repair": Repair(duration=DAY), "mission_hours": HOURS_PER_YEAR}
+    assert rare(10, **system).p_loss == pytest.approx(-math.expm1(-hazard), rel=1e-12)
+    struck = rare(20_000, **system, shocks=(Shock(per_year=0.1, kills=1),))
+    assert abs(struck.p_loss + math.expm1(-hazard - 0.1)) < 4 * struck.p_loss_se < 0.02 * struck.p_loss
+
+
 def test_constant_repair():
     """D15: the error here is a tenth of a percent."""
     answer = rare(1_000_000, **EIGHT_PLUS_TWO | {"repair": Repair(duration=Law.constant(24))})
@@ -375,6 +387,7 @@ RARE_AND_LONG = {  # (missions, inputs): what second failures that are mended, o
     "a shock may kill any number": (2000, {"level": "rs", "data": 10, "parity": 4, "afr": "2%", "shock": ["0.01:1%"]}),
     "shocks of a frail array": (2000, RATHER_FRAIL | {"shock": ["0.1:2"]}),
     "many shocks of one disk": (2000, RATHER_FRAIL | {"shock": ["1:1"]}),
+    "shocks of which most kill none": (400, RATHER_FRAIL | {"shock": ["20:0.5%"]}),
     "a human, shocks of two kinds": (4000, RATHER_FRAIL | {"afr": "2%", "human": "72h", "shock": ["0.01:2", "0.1:1"]}),
 }
 
