@@ -110,6 +110,14 @@ def test_what_is_in_it(results, pages):
         assert set(Page(pages[name]).ids) >= PLOTS
 
 
+def test_where_a_year_goes_adds_up(results):
+    """RAID 0 is whole or without its data, never degraded."""
+    raid0 = sim.simulate(sim.Inputs(level=0, raid_devices=10, afr="100%", mttr="24h").study(), improvements=False)
+    hours = sim.report.year_hours(raid0)
+    assert hours["whole"] == pytest.approx(8760 * (8760 / 8784) ** 10, rel=1e-9) and hours["degraded"] == pytest.approx(0, abs=1e-9)
+    assert all(sum(sim.report.year_hours(result).values()) == pytest.approx(8760) for result in (raid0, results["exact"], results["drawn"]))
+
+
 def test_frail_estimator_is_said_to_be_frail(results, pages):
     weak = msgspec.structs.replace(results["drawn"], effective_missions=7.0)
     assert "few missions carry it" in sim.report.report_html(weak)

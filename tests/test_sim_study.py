@@ -177,6 +177,33 @@ def test_degraded_time():
     )
 
 
+def test_degraded_time_is_of_the_whole_array():
+    """As mirrors by themselves and as one table; of all groups; and of the time that is lived, where nearly every mission is cut off."""
+    one_mirror = 1 - (438000 / 438024) ** 2
+    mirrors = {"level": 10, "layout": "n2", "raid_devices": 8}
+    for same in ({}, {"repair": 8}, {"method": "mc", "missions": 100}):
+        assert answer(**mirrors, **same).degraded_hours_per_year == pytest.approx(8760 * (1 - (1 - one_mirror) ** 4), rel=1e-9)
+    groups = answer(groups=7).degraded_hours_per_year
+    assert groups == pytest.approx(8760 * (1 - (438000 / 438024) ** 70), rel=1e-9)
+    frail = {"level": 5, "raid_devices": 3, "afr": "2000%", "mttr": "720h", "years": 5}
+    up = 438 / (438 + 720)
+    for method in ("exact", "mc"):
+        assert answer(**frail, method=method).degraded_hours_per_year == pytest.approx(8760 * (1 - up**3), rel=1e-9)
+
+
+@pytest.mark.parametrize("counting", [False, True])
+def test_degraded_time_of_a_pool_is_of_the_time_it_lived(counting):
+    """One group on its own disks: it is lost long before the mission's end, and degraded as its chain is until then."""
+    changed = {"level": 5, "raid_devices": 4, "afr": "200%", "mttr": "72h", "years": 5, "missions": 20000}
+    pool = answer(**changed, pool_disks=4, pool_groups=1, count_losses=counting)
+    group = study(**changed).group()
+    chain = group.chain()
+    degraded, lived = chain.by(5 * 8760, chain.reward(lambda state: float(group.failed(state) > 0)), chain.reward(lambda state: 1.0))
+    assert pool.p_loss > 0.5
+    share = group.unavailability([0, 1, 1, 1, 1]) if counting else degraded / lived
+    assert pool.degraded_hours_per_year == pytest.approx(8760 * share, rel=0.02)
+
+
 def test_curve():
     exact = sim.simulate(study(), compare=True, improvements=False).curve
     assert len(exact.years) == 64 and exact.years[-1] == 1

@@ -200,7 +200,7 @@ def print_result(result: Any, name: str) -> None:
         ("Bytes expected lost", None if result.lost_bytes is None else bytes_words(result.lost_bytes)),
         ("Losses come by", ", ".join(f"{words[cause]} {100 * share:.3g} %" for cause, share in causes.items() if share)),
         ("Availability", None if result.availability is None else availability_words(result)),
-        ("Degraded", None if result.degraded_hours_per_year is None else f"{number_words(result.degraded_hours_per_year)} hours a year"),
+        ("Degraded", None if result.degraded_hours_per_year is None else degraded_words(result)),
         ("Repair", result.repair),
         ("Method", how),
     ]
@@ -226,6 +226,12 @@ def availability_words(result: Any) -> str:
 
     share, minutes = survival_words(result.unavailability), number_words(result.downtime_minutes_per_year)
     return f"{share}: {result.availability_nines:.2f} nines, {minutes} minutes a year without the data"
+
+
+def degraded_words(result: Any) -> str:
+    """Hours with a disk down, of all that is simulated."""
+    of = f" in any of {result.study.groups} arrays" if result.study.groups > 1 else ""
+    return f"{number_words(result.degraded_hours_per_year)} hours a year with a disk down{of}"
 
 
 @click.command(short_help="Simulate every combination of the inputs of a study file.")

@@ -312,10 +312,6 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         """How many disks are lost in a state of the chain: in rebuild, or waiting for a replacement."""
         return state[0] + self._waiting(state[1])
 
-    def degraded(self, chain: Chain) -> Array:
-        """The reward "hours degraded" for `chain.by` and `chain.until_loss`: 1 in each state with a lost disk."""
-        return chain.reward(lambda state: float(self.failed(state) > 0))
-
     def losses_by_cause(self, chain: Chain) -> tuple[Array, Array, Array]:
         """Rewards for `chain.by`: losses per hour in each state at a failure of one disk too many, at a latent error, and by a shock."""
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ..model import format_size
 from .chains import of_many
+from .model import HOURS_PER_YEAR
 from .study import Result, law_words, next_step, shape_words, survival_words, time_words
 
 _WIDE, _HIGH = 5.2, 3.3  # inches: where a page is narrow the words in a plot stay as large as those beside it
@@ -101,8 +102,14 @@ def _answer_rows(result: Result) -> list[tuple[str, str]]:
 def _availability_rows(result: Result) -> list[tuple[str, str]]:
     rows = []
     if result.degraded_hours_per_year is not None:
-        what = "the pool" if result.study.pool is not None else "one array"
-        rows.append((f"With a disk down, {what}", f"{_number(result.degraded_hours_per_year)} hours a year"))
+        what = (
+            "the pool"
+            if result.study.pool is not None
+            else f"any of {result.study.groups} arrays"
+            if result.study.groups > 1
+            else "the array"
+        )
+        rows.append((f"With a disk down in {what}", f"{_number(result.degraded_hours_per_year)} hours a year"))
     if result.unavailability is None or result.availability_nines is None or result.downtime_minutes_per_year is None:
         return [*rows, ("Availability", "not told")]
     return [
@@ -254,20 +261,24 @@ def _causes_plot(result: Result) -> dict[str, str] | None:
     return _svg("causes", "Causes of loss: what took the last redundancy.", draw)
 
 
+def year_hours(result: Result) -> dict[str, float]:
+    """Where a year goes: what is left of it without a lost disk, with lost disks and all data, without the data."""
+    lost_disk, down = result.degraded_hours_per_year or 0.0, (result.unavailability or 0.0) * HOURS_PER_YEAR
+    return {"whole": HOURS_PER_YEAR - lost_disk, "degraded": max(0.0, lost_disk - down), "without\nthe data": down}
+
+
 def _time_plot(result: Result) -> dict[str, str] | None:
-    """Hours a year, on a logarithmic scale: whole, degraded, without the data."""
+    """Hours a year, on a logarithmic scale: whole, degraded but with the data, without the data. They add up to a year."""
     if result.degraded_hours_per_year is None:
         return None
-    down = 0.0 if result.unavailability is None else result.unavailability * 8760
-    hours = {"whole": 8760 - result.degraded_hours_per_year, "degraded": result.degraded_hours_per_year, "without\nthe data": down}
-    hours = {name: value for name, value in reversed(hours.items()) if value > 0}
+    hours = {name: value for name, value in reversed(year_hours(result).items()) if value > 0}
 
     def draw(axes: Axes) -> None:
         colours = {"whole": _GREY, "degraded": _ORANGE}
         bars = axes.barh(list(hours), list(hours.values()), color=[colours.get(name, "#b3261e") for name in hours], height=0.5, log=True)
         axes.bar_label(bars, [f"{_number(value)} h" for value in hours.values()], padding=4)
         least = min(hours.values())
-        axes.set_xlim(least / 10, 8760 * (8760 / least) ** 0.35)
+        axes.set_xlim(least / 10, HOURS_PER_YEAR * (HOURS_PER_YEAR / least) ** 0.35)
         axes.set_xlabel("hours a year (logarithmic)")
         axes.grid(axis="y", visible=False)
 

@@ -15,7 +15,7 @@ import importlib.metadata
 import itertools
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -224,10 +224,18 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         From mean times: exact for exponential times, and for any where all repairs run in parallel and nothing else is shared (the
         long-run state of a disk depends on its mean times only); else the Markov chain of the same means.
         """
+        table = self._parts[0].get("lost_sets")
+        return self._long_run(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
+
+    def degraded(self) -> float | None:
+        """The long-run share of time with a disk down in any of the arrays, outages included; None where `availability` is."""
+        return self._long_run([0.0] + [1.0] * self._parts[0]["disks"])
+
+    def _long_run(self, shares: Sequence[float] | None) -> float | None:
+        """In any of the arrays: one with k disks down counts with shares[k] (None: with more than the tolerance)."""
         if self.pool is not None or (self.spares is not None and self._parts[0]["disks"] > _SPARED_DISKS_MAX):
             return None
-        table = self._parts[0].get("lost_sets")
-        down = self.group().unavailability(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
+        down = self.group().unavailability(shares)
         return of_many(down, 1 - down, self.count) or None  # 0: it is below what a number can say
 
 
@@ -344,7 +352,8 @@ class Result(Struct, frozen=True, kw_only=True):
     never 0. nines: -log10(p_loss), ± nines_error (half of the interval; 0 for an exact answer). losses: expected number, where they are
     counted. availability: long-run share of time with all data at hand, of which unavailability is the rest, in nines and minutes a year
     (None: not told, for a pool). causes: shares of the losses: at a whole disk, at a latent error, by a shock. degraded_hours_per_year:
-    with a disk down, of one array. eafdl: expected share of the data lost in a year; lost_bytes: expected, in the mission.
+    long-run hours with a disk down in any of the arrays, outages included (of a pool: in the missions, up to a loss). eafdl: expected
+    share of the data lost in a year; lost_bytes: expected, in the mission.
     """
 
     p_loss: float
@@ -430,8 +439,7 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
     estimate, down = answer.estimate, study.availability()
     low, high = answer.interval
     error = (math.log10(high) - math.log10(low)) / 2 if low > 0 else 0.0
-    degraded, causes = _degraded_and_causes(study, estimate)
-    years = study.years
+    degraded = _degraded(study, estimate)
     return Result(
         p_loss=answer.p_loss,
         p_loss_ci95=answer.interval,
@@ -449,8 +457,8 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
         seed=study.seed,
         words=_words(study, answer, error, improvements),
         losses=answer.losses if study.counting else None,
-        causes=None if answer.none_seen else causes,
-        degraded_hours_per_year=None if degraded is None else degraded / years,
+        causes=None if answer.none_seen else _causes(study, estimate),
+        degraded_hours_per_year=None if degraded is None else degraded * HOURS_PER_YEAR,
         eafdl=None if estimate is None else estimate.eafdl,
         lost_bytes=None if estimate is None or estimate.lost_bytes is None else estimate.lost_bytes * study.count,
         missions=None if estimate is None else estimate.missions,
@@ -464,19 +472,26 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
     )
 
 
-def _degraded_and_causes(study: Study, estimate: Estimate | None) -> tuple[float | None, dict[str, float]]:
-    """Hours with a disk down in a mission of one array, and the shares of what the losses came by."""
+def _degraded(study: Study, estimate: Estimate | None) -> float | None:
+    """The share of time with a disk down in any of the arrays: in the long run, or else of the time that missions lived."""
+    share = study.degraded()
+    if share is not None or estimate is None or estimate.degraded_hours is None:
+        return share
+    lost = 0.0  # the mean over a mission of P(loss by then): a mission that ends with its loss is over for that share of its time
+    if not study.counting:
+        lost = sum(before + after for before, after in itertools.pairwise((0.0, *estimate.p_by_time))) / (2 * BINS)
+    of_one = min(1.0, estimate.degraded_hours / (study.hours * (1 - lost)))
+    return of_many(of_one, 1 - of_one, study.count)
+
+
+def _causes(study: Study, estimate: Estimate | None) -> dict[str, float]:
+    """Shares of what the losses came by."""
     if estimate is not None:
-        causes = {"latent": estimate.by_latent, "shock": estimate.by_shock}
-        causes = {"disk": max(0.0, 1 - sum(causes.values())), **causes}
-        if estimate.degraded_hours is not None or study.pool is not None:
-            return estimate.degraded_hours, causes
-    group = study.group() if estimate is None else msgspec.structs.replace(study.group(), latent_per_hour=0.0)
+        return {"disk": max(0.0, 1 - estimate.by_latent - estimate.by_shock), "latent": estimate.by_latent, "shock": estimate.by_shock}
+    group = study.group()
     chain = group.chain()
-    if estimate is None:
-        by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
-        causes = {cause: hours / sum(by.values()) for cause, hours in by.items()}
-    return chain.by(study.hours, group.degraded(chain))[0], causes
+    by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
+    return {cause: losses / sum(by.values()) for cause, losses in by.items()}
 
 
 def _curve(study: Study, answer: _Answer, workers: int) -> Curve:
@@ -683,7 +698,10 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
         "rare": "Answered by importance sampling of missions drawn at random (forced branches), unbiased.",
     }[estimator]
     if study.pool is None and (study.not_markov is not None or study.latent is not None):
-        yield "Availability from mean times, without latent errors, shelves, batches; exact if repairs are parallel and nothing is shared."
+        yield (
+            "Availability and degraded time from mean times, without latent errors, shelves and shocks to them, batches; "
+            "exact if repairs are parallel and nothing is shared."
+        )
     yield "Left out: what is not named here (mistakes of people, firmware, fire, theft) and whatever a backup brings back."
 
 
