@@ -204,6 +204,23 @@ def test_degraded_time_of_a_pool_is_of_the_time_it_lived(counting):
     assert pool.degraded_hours_per_year == pytest.approx(8760 * share, rel=0.02)
 
 
+def test_bytes_of_a_loss_are_told_where_they_are_known():
+    """A lost mirror is not all data: where a table of sets judges, no bytes are told. By mirrors they are, and all arrays count."""
+    frail = {"afr": "100%", "mttr": "7d", "size": "8T", "missions": 20000}
+    mirrors = {"level": 10, "layout": "n2", "raid_devices": 10, **frail}
+    table, parts, chain = answer(**mirrors, repair=10), answer(**mirrors, method="mc"), answer(**mirrors)
+    assert (table.eafdl, table.lost_bytes, chain.eafdl, chain.lost_bytes) == (None, None, None, None)
+    assert any("is not told (bytes, EAFDL)" in line for line in table.assumptions)
+    assert any("The bytes lost are not told: a Markov chain" in line for line in chain.assumptions)
+    assert not any("not told" in line for line in parts.assumptions)
+    mirror = answer(level=1, raid_devices=2, method="mc", **frail)
+    assert parts.lost_bytes == pytest.approx(5 * mirror.lost_bytes, rel=1e-9) and parts.eafdl == mirror.eafdl
+    assert mirror.lost_bytes == pytest.approx(mirror.eafdl * (8 << 40), rel=1e-3)  # of one year, and one disk's size
+    groups = answer(level=5, raid_devices=3, groups=7, method="mc", **frail)
+    one = answer(level=5, raid_devices=3, method="mc", **frail)
+    assert groups.lost_bytes == pytest.approx(7 * one.lost_bytes, rel=1e-9) and groups.eafdl == one.eafdl
+
+
 def test_curve():
     exact = sim.simulate(study(), compare=True, improvements=False).curve
     assert len(exact.years) == 64 and exact.years[-1] == 1

@@ -353,7 +353,7 @@ class Result(Struct, frozen=True, kw_only=True):
     counted. availability: long-run share of time with all data at hand, of which unavailability is the rest, in nines and minutes a year
     (None: not told, for a pool). causes: shares of the losses: at a whole disk, at a latent error, by a shock. degraded_hours_per_year:
     long-run hours with a disk down in any of the arrays, outages included (of a pool: in the missions, up to a loss). eafdl: expected
-    share of the data lost in a year; lost_bytes: expected, in the mission.
+    share of the data lost in a year; lost_bytes: expected, in the mission (None for both: not told, the assumptions say why).
     """
 
     p_loss: float
@@ -440,6 +440,7 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
     low, high = answer.interval
     error = (math.log10(high) - math.log10(low)) / 2 if low > 0 else 0.0
     degraded = _degraded(study, estimate)
+    sized = None if estimate is None or "lost_sets" in study._parts[0] else estimate  # a table says whether data are lost, not how many
     return Result(
         p_loss=answer.p_loss,
         p_loss_ci95=answer.interval,
@@ -459,8 +460,8 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
         losses=answer.losses if study.counting else None,
         causes=None if answer.none_seen else _causes(study, estimate),
         degraded_hours_per_year=None if degraded is None else degraded * HOURS_PER_YEAR,
-        eafdl=None if estimate is None else estimate.eafdl,
-        lost_bytes=None if estimate is None or estimate.lost_bytes is None else estimate.lost_bytes * study.count,
+        eafdl=None if sized is None else sized.eafdl,
+        lost_bytes=None if sized is None or sized.lost_bytes is None else sized.lost_bytes * study.count,
         missions=None if estimate is None else estimate.missions,
         effective_missions=None if estimate is None else estimate.effective_missions,
         largest_share=None if estimate is None else estimate.largest_share,
@@ -652,6 +653,7 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
     says = study._parts[0]
     if "lost_sets" in says:
         yield f"Which of the 2^{says['disks']} sets of lost disks lose data is the engine's verdict, set by set."
+        yield "How many data a loss costs is not told (bytes, EAFDL): often a part, one mirror of many; the verdict says only whether any."
     else:
         shape, count = study.independent
         if shape != study.shape:
@@ -690,7 +692,10 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
         bad = f"each bad with probability {study.batches.probability:g}: {study.batches.factor:g} times the hazard"
         yield f"Batches of {study.batches.disks} disks, {bad}."
     if study.disk_bytes is not None:
-        yield f"A disk holds {format_size(study.disk_bytes)}."
+        untold = (
+            "" if estimator else " The bytes lost are not told: a Markov chain says whether data are lost, not how many; method mc does."
+        )
+        yield f"A disk holds {format_size(study.disk_bytes)}.{untold}"
     yield from study.notes
     yield {
         None: "Answered by a Markov chain in subtraction-free arithmetic: exact to 12 digits.",
