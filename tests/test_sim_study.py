@@ -154,6 +154,37 @@ def test_improvements_and_the_next_step():
     assert {one.input: round(one.factor) for one in drawn.improvements} == {"lifetime": 8, "repair": 4}
 
 
+def test_twice_as_good_is_twice_as_many_crews():
+    crews = {"afr": "100%", "mttr": "72h", "level": "rs", "raid_devices": 16, "parity": 6}
+    one = next(one for one in sim.simulate(study(**crews, repair="serial")).improvements if one.input == "crews")
+    assert one.factor == pytest.approx(answer(**crews, repair=1).p_loss / answer(**crews, repair=2).p_loss, rel=1e-12)
+    assert one.factor < 0.5 * answer(**crews, repair=1).p_loss / answer(**crews).p_loss
+
+
+def test_chains_are_as_large_as_seconds_allow():
+    """More spares: Monte Carlo answers, what needs the chain is not told, and method exact says why not."""
+    some, many = study(human="72h", spares=40), study(human="72h", spares=100, missions=3000)
+    assert some.is_exact and some.availability() > 0 and len(some.chain.states) == 126
+    assert many.chain is None and not many.is_exact and many.availability() is None
+    result = sim.simulate(many, compare=True)
+    assert (result.method, result.availability, result.curve.exact) == ("mc", None, None) and result.p_loss > 0
+    assert any("Availability is not told" in line for line in result.assumptions)
+    assert "spares" in {one.input for one in result.improvements}
+    with pytest.raises(UsageError, match="method exact: its Markov chain has too many states"):
+        study(human="72h", spares=100, method="exact")
+    shaken = study(raid_devices=250, shock="0.01:50%", missions=1000)  # 31375 ways for each state of the chain
+    assert not shaken.is_exact and shaken.availability() is None
+    most = sim.simulate(study(human="72h", spares=4096, missions=1000))
+    assert {one.input for one in most.improvements} == {"repair", "replacement", "lifetime"}
+
+
+def test_what_cannot_be_twice_as_good_is_left_out():
+    """At the ends: as many states as are solved, with one spare more Monte Carlo; or not at all, if no chance is asked for."""
+    auto, exact = (sim.simulate(study(human="72h", spares=64, method=method), improvements=True) for method in ("auto", "exact"))
+    assert auto.method == "exact" and auto.p_loss == exact.p_loss
+    assert {one.input for one in auto.improvements} - {one.input for one in exact.improvements} == {"spares"}
+
+
 def test_causes():
     """Of a chain with shocks the share is what the shocks add; Monte Carlo finds the same."""
     with_shocks, mc = answer(shock="0.001:2"), answer(shock="0.001:2", method="mc")

@@ -11,11 +11,12 @@ Where the model is a Markov chain (`Study.not_markov` is None) the answer is exa
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from decimal import Decimal, localcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -25,7 +26,7 @@ import msgspec
 from ..errors import UsageError
 from ..model import Level, Struct, format_size, layout_name, layout_number
 from . import montecarlo
-from .chains import Group, of_many, sensitivities
+from .chains import Chain, Group, TooLargeError, of_many, sensitivities
 from .chains import Shock as GroupShock
 from .model import (
     HOURS_PER_YEAR,
@@ -50,7 +51,6 @@ Progress = Callable[[int, int], object]
 _ROUGH = 0.05  # relative standard error of what only tells a factor
 _ROUGH_STEPS = 1 << 25
 _COMPARED = 0.02  # of the Monte Carlo side that is shown beside an exact answer
-_SPARED_DISKS_MAX = 40
 _SEEN = 1.05  # a factor that is more than noise
 _MATTERS = 1.1  # a factor below it is no improvement worth a sentence
 
@@ -97,7 +97,7 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         if self.pool is not None and self.groups > 1:
             raise UsageError(f"{self.groups} groups and a pool: the groups of a pool are its own (pool groups)")
         if self.method == "exact" and (reason := self.not_markov) is not None:
-            raise UsageError(f"method exact: {reason}, and a Markov chain cannot have that; take method mc, or auto")
+            raise UsageError(f"method exact: {reason}, and no Markov chain can tell of that; take method mc, or auto")
         if self.disk_bytes is not None:
             check_number("bytes of a disk", self.disk_bytes, above=0)
         _ = self.system  # it refuses what does not fit together
@@ -128,7 +128,8 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
             (self.counting, "losses are counted one after the other"),
             ("lost_sets" in self._parts[0], "it depends on which disks are lost whether data are"),
         ]
-        return next((words for holds, words in reasons if holds), None)
+        words = next((words for holds, words in reasons if holds), None)
+        return words if words is not None or self.chain is not None else "its Markov chain has too many states"
 
     def _laws(self) -> Iterator[tuple[str, Law]]:
         yield "the life of a disk", self.lifetime
@@ -210,6 +211,14 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
             shocks=tuple(part for shock in self.shocks if shock.scope == "system" for part in _group_shocks(shock, disks)),
         )
 
+    @cached_property
+    def chain(self) -> Chain | None:
+        """The chain of `group`; None where it is too large to be solved in seconds."""
+        try:
+            return self.group().chain()
+        except TooLargeError:
+            return None
+
     @property
     def repair_words(self) -> str:
         """The repair discipline by name."""
@@ -217,26 +226,34 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
 
     def availability(self) -> float | None:
         """The long-run share of time in which at least one of the arrays is without its data (unavailability), arrays that lost data being
-        repaired like others; None for a pool.
-
-        None too where spares and so many disks make more states than are solved in a second, and below 1e-308.
+        repaired like others; None for a pool, where the chain is too large (many disks with spares), and below 1e-308.
 
         From mean times: exact for exponential times, and for any where all repairs run in parallel and nothing else is shared (the
         long-run state of a disk depends on its mean times only); else the Markov chain of the same means.
         """
-        table = self._parts[0].get("lost_sets")
-        return self._long_run(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
+        return self._down_and_degraded[0]
 
     def degraded(self) -> float | None:
         """The long-run share of time with a disk down in any of the arrays, outages included; None where `availability` is."""
-        return self._long_run([0.0] + [1.0] * self._parts[0]["disks"])
+        return self._down_and_degraded[1]
 
-    def _long_run(self, shares: Sequence[float] | None) -> float | None:
-        """In any of the arrays: one with k disks down counts with shares[k] (None: with more than the tolerance)."""
-        if self.pool is not None or (self.spares is not None and self._parts[0]["disks"] > _SPARED_DISKS_MAX):
-            return None
-        down = self.group().unavailability(shares)
-        return of_many(down, 1 - down, self.count) or None  # 0: it is below what a number can say
+    @cached_property
+    def _down_and_degraded(self) -> tuple[float | None, float | None]:
+        """Both from one chain."""
+        says = self._parts[0]
+        if self.pool is not None:
+            return None, None
+        without_data = (
+            _lost_shares(says["lost_sets"], says["disks"])
+            if "lost_sets" in says
+            else [float(k > says["tolerance"]) for k in range(says["disks"] + 1)]
+        )
+        try:
+            shares = self.group().long_run(without_data, [0.0] + [1.0] * says["disks"])
+        except TooLargeError:
+            return None, None
+        down, degraded = (of_many(share, 1 - share, self.count) or None for share in shares)  # 0: it is below what a number can say
+        return down, degraded
 
 
 def mean_hours(law: Law) -> float:
@@ -418,9 +435,16 @@ def _answer(study: Study, workers: int, progress: Progress | None = None, **less
     return of_estimate(study, montecarlo.simulate(study.system, seed=study.seed, workers=workers, progress=progress, **settings))
 
 
+def _chain(study: Study) -> Chain:
+    """Of a study that is_exact."""
+    if study.chain is None:
+        raise UsageError(f"method exact: {study.not_markov}")
+    return study.chain
+
+
 def exact_answer(study: Study) -> _Answer:
     """By the Markov chain."""
-    chain = study.group().chain()
+    chain = _chain(study)
     p = chain.loss_probability(study.hours, study.count)
     mttdl_years = chain.mttdl_hours(study.count) / HOURS_PER_YEAR
     return _Answer(p_loss=p, interval=(p, p), losses=p, none_seen=False, mttdl_years=mttdl_years, estimate=None)
@@ -489,8 +513,7 @@ def _causes(study: Study, estimate: Estimate | None) -> dict[str, float]:
     """Shares of what the losses came by."""
     if estimate is not None:
         return {"disk": max(0.0, 1 - estimate.by_latent - estimate.by_shock), "latent": estimate.by_latent, "shock": estimate.by_shock}
-    group = study.group()
-    chain = group.chain()
+    group, chain = study.group(), _chain(study)
     by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
     return {cause: losses / sum(by.values()) for cause, losses in by.items()}
 
@@ -499,8 +522,8 @@ def _curve(study: Study, answer: _Answer, workers: int) -> Curve:
     """P(loss) over the mission, from both sides."""
     times = [study.hours * (k + 1) / BINS for k in range(BINS)]
     exact = None
-    if study.pool is None and not study.counting and "lost_sets" not in study._parts[0]:
-        exact = tuple(study.group().chain().loss_curve(times, study.count))
+    if study.pool is None and not study.counting and "lost_sets" not in study._parts[0] and study.chain is not None:
+        exact = tuple(study.chain.loss_curve(times, study.count))
     estimate = answer.estimate
     if estimate is None:
         estimate = montecarlo.simulate(study.system, seed=study.seed, workers=workers, relative_error=_COMPARED, steps_max=_ROUGH_STEPS)
@@ -532,51 +555,52 @@ _NAMES = {  # of chains.Sensitivity
 }
 
 
-def _changes(study: Study) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
-    """Inputs that can be twice as good: name, words, whether by operation, and what is replaced in the study."""
+def _changes(study: Study) -> Iterator[tuple[str, str, bool, Callable[[], Study]]]:
+    """Inputs that can be twice as good: name, words, whether by operation, and what makes the study with it."""
     replace = msgspec.structs.replace
-    yield "repair", "the rebuild time", True, {"repair": replace(study.repair, duration=scaled(study.repair.duration, 0.5))}
-    if study.repair.crews is not None:
-        yield "crews", "the number of rebuilds that run at a time", True, {"repair": replace(study.repair, crews=None)}
-    if study.spares is not None:
-        delay = scaled(study.spares.replacement, 0.5)
-        yield "replacement", "the time until a new disk is brought", True, {"spares": replace(study.spares, replacement=delay)}
-        yield "spares", "the number of spares", True, {"spares": replace(study.spares, count=study.spares.count + 1)}
-    if study.latent is not None:
-        rarer = replace(study.latent, mean_hours=2 * study.latent.mean_hours)
-        scrub = None if study.latent.scrub is None else scaled(study.latent.scrub, 0.5)
-        if scrub is not None:
-            yield "scrub", "the time between scrubs", True, {"latent": replace(study.latent, scrub=scrub)}
-        yield "latent", "the rate of latent errors", False, {"latent": rarer}
+    repair, spares, latent, shelves, batches = study.repair, study.spares, study.latent, study.shelves, study.batches
+    yield "repair", "the rebuild time", True, lambda: replace(study, repair=replace(repair, duration=scaled(repair.duration, 0.5)))
+    if (crews := repair.crews) is not None:
+        more = 2 * crews
+        yield "crews", "the number of rebuilds that run at a time", True, lambda: replace(study, repair=replace(repair, crews=more))
+    if spares is not None:
+        sooner = scaled(spares.replacement, 0.5)
+        words = "the time until a new disk is brought"
+        yield "replacement", words, True, lambda: replace(study, spares=replace(spares, replacement=sooner))
+        yield "spares", "the number of spares", True, lambda: replace(study, spares=replace(spares, count=spares.count + 1))
+    if latent is not None:
+        if (scrub := latent.scrub) is not None:
+            yield "scrub", "the time between scrubs", True, lambda: replace(study, latent=replace(latent, scrub=scaled(scrub, 0.5)))
+        rarer = 2 * latent.mean_hours
+        yield "latent", "the rate of latent errors", False, lambda: replace(study, latent=replace(latent, mean_hours=rarer))
     if study.shocks:
-        yield (
-            "shocks",
-            "what kills several disks at once",
-            True,
-            {"shocks": tuple(replace(s, per_year=s.per_year / 2) for s in study.shocks)},
-        )
-    if study.shelves is not None and study.shelves.boost_factor > 1:
-        calm = max(1.0, study.shelves.boost_factor / 2)
-        yield "shelves", "what disks of one shelf do to each other", True, {"shelves": replace(study.shelves, boost_factor=calm)}
-    if study.batches is not None and study.batches.probability > 0:
-        better = replace(study.batches, probability=study.batches.probability / 2)
-        yield "batches", "the mixture of batches", True, {"batches": better}
-    yield "lifetime", "the disks' failure rate", False, {"lifetime": scaled(study.lifetime, 2.0)}
+        fewer = tuple(replace(shock, per_year=shock.per_year / 2) for shock in study.shocks)
+        yield "shocks", "what kills several disks at once", True, lambda: replace(study, shocks=fewer)
+    if shelves is not None and shelves.boost_factor > 1:
+        calm = replace(shelves, boost_factor=max(1.0, shelves.boost_factor / 2))
+        yield "shelves", "what disks of one shelf do to each other", True, lambda: replace(study, shelves=calm)
+    if batches is not None and batches.probability > 0:
+        better = replace(batches, probability=batches.probability / 2)
+        yield "batches", "the mixture of batches", True, lambda: replace(study, batches=better)
+    yield "lifetime", "the disks' failure rate", False, lambda: replace(study, lifetime=scaled(study.lifetime, 2.0))
 
 
 def _improvements(study: Study, answer: _Answer, workers: int) -> tuple[Improvement, ...]:
-    """Each change's gain, largest first."""
+    """Each change's gain, largest first. What is beyond a limit if it is twice as good (spares, states, digits) is left out."""
     if answer.none_seen:
         return ()
     slopes: dict[str, float] = {}
     if study.is_exact:
-        slopes = {one.name: one.elasticity for one in sensitivities(study.group(), study.hours, study.count)}
+        with contextlib.suppress(UsageError):
+            slopes = {one.name: one.elasticity for one in sensitivities(study.group(), study.hours, study.count)}
     found = []
     for name, words, operable, change in _changes(study):
-        changed = msgspec.structs.replace(study, **change)
-        better = _answer(changed, workers, missions=None, relative_error=_ROUGH, steps_max=_ROUGH_STEPS)
-        factor = None if better.none_seen else answer.losses / better.losses
-        found.append(Improvement(input=name, words=words, factor=factor, elasticity=slopes.get(_NAMES.get(name, "")), operable=operable))
+        with contextlib.suppress(UsageError):
+            better = _answer(change(), workers, missions=None, relative_error=_ROUGH, steps_max=_ROUGH_STEPS)
+            factor = None if better.none_seen else answer.losses / better.losses
+            found.append(
+                Improvement(input=name, words=words, factor=factor, elasticity=slopes.get(_NAMES.get(name, "")), operable=operable)
+            )
     return tuple(sorted(found, key=lambda one: -(one.factor or math.inf)))
 
 
@@ -702,7 +726,9 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
         "crude": "Answered by missions drawn at random, and losses counted.",
         "rare": "Answered by importance sampling of missions drawn at random (forced branches), unbiased.",
     }[estimator]
-    if study.pool is None and (study.not_markov is not None or study.latent is not None):
+    if study.pool is None and study.degraded() is None:
+        yield "Availability is not told: its Markov chain has too many states (disks with spares, shocks)."
+    elif study.pool is None and (study.not_markov is not None or study.latent is not None):
         yield (
             "Availability and degraded time from mean times, without latent errors, shelves and shocks to them, batches; "
             "exact if repairs are parallel and nothing is shared."
