@@ -148,13 +148,14 @@ GOOD = ["date,serial_number,model,failure,smart_9_raw,smart_10_raw", "2024-01-01
     (2, "2024-01-01,B,M,,200,0", "line 3: failure is ''"),
     (2, "2024-01-01,,M,1,200,0", "line 3: serial_number is ''"),
     (2, "2024-01-01,B, ,1,200,0", "line 3: model is ' '"),
+    (2, "2024-01-01,B,M\xff,1,200,0", "line 3: no text in UTF-8"),
     (1, "01/01/2024,A,M,0,100,0", "line 2: date is '01/01/2024'"),
     (1, "2024-13-01,A,M,0,100,0", "line 2: date is '2024-13-01'"),
 ])  # fmt: skip
 def test_damaged_files(tmp_path, line, text, message):
     (tmp_path / "good.csv").write_text("\n".join(GOOD) + "\n")
     lines = [*GOOD[:line], text, *GOOD[line + 1 :]]
-    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n", encoding="latin-1")
     with pytest.raises(UsageError) as caught:
         fits.read_drive_stats(tmp_path)
     assert f"later.csv: {message}" in str(caught.value)

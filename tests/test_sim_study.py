@@ -345,6 +345,10 @@ WRONG = [
     ({"mttr": None, "rebuild_rate": "100M"}, "--size"),
     ({"afr": None, "lifetime": "weibull"}, "--drive-stats"),
     ({"afr": None, "lifetime": "weibull:-1:5h"}, "shape of a Weibull law -1"),
+    ({"afr": None, "lifetime": "weibull:0.005:1000h"}, "of a Weibull law of shape 0.005"),
+    ({"afr": None, "lifetime": "weibull:0.0059:1000000y"}, "of a Weibull law of shape 0.0059"),
+    ({"mttr": "weibull:0.001:1h"}, "of a Weibull law of shape 0.001"),
+    ({"level": "rs", "raid_devices": None, "data": 10, "parity": 7}, "level rs with 7 parity disks: 1 to 6 are possible"),
     ({"afr": None, "lifetime": "gamma:1:5h"}, "'gamma:1:5h' is no law"),
     ({"afr": None, "lifetime": "piecewise:0h=2%,1y=0"}, "has no mean"),
     ({"afr": None, "lifetime": "constant:5y"}, "not constant"),
@@ -374,6 +378,20 @@ def test_wrong_inputs(changed, words):
     with pytest.raises(UsageError) as caught:
         study(**changed)
     assert words in str(caught.value)
+
+
+def test_verb_and_study_file_refuse_a_mean_beyond_numbers(tmp_path):
+    said = one_line(run("simulate", "-l", 6, "-n", 10, "--lifetime", "weibull:0.005:1000h", code=64))
+    assert "of a Weibull law of shape 0.005" in said
+    (tmp_path / "s.toml").write_text('level = 6\nraid_devices = 10\nlifetime = "weibull:0.005:1000h"\n')
+    said = one_line(run("sweep", tmp_path / "s.toml", code=64))
+    assert "s.toml: combination 0" in said and "of a Weibull law of shape 0.005" in said
+
+
+def test_chances_below_the_root_of_all_numbers():
+    """1e-150 squared is nothing; the plan divides by it."""
+    tiny = study(level="rs", raid_devices=None, data=10, parity=6, afr=1e-20, mttr="constant:1s", missions=None, relative_error="10%")
+    assert 0 < sim.simulate(tiny, improvements=False).p_loss < 1e-150
 
 
 def test_unknown_inputs_are_named():

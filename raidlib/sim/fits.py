@@ -99,6 +99,7 @@ def _read_day(path: Path) -> pl.LazyFrame:
 
 def _checked_header(path: Path) -> list[str]:
     """The names of the columns of a file whose rows are all as long as its header. polars fills up a row that was cut off."""
+    number = 1
     with path.open("rb") as file:
         try:
             names = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
@@ -106,13 +107,12 @@ def _checked_header(path: Path) -> list[str]:
             if missing:
                 raise UsageError(f"{path}: line 1: column {missing[0]!r} is missing; drive-stats have {', '.join(REQUIRED)}")
             for number, line in enumerate(file, 2):
-                fields = line.count(b",") + 1
-                if b'"' in line:
-                    fields = len(next(csv.reader([line.decode()])))
+                text = line.decode()  # polars would fail at bytes that are none, and not say where
+                fields = len(next(csv.reader([text]))) if '"' in text else text.count(",") + 1
                 if fields != len(names):
                     raise UsageError(f"{path}: line {number}: {fields} fields, {len(names)} in the header; the file is damaged or cut off")
         except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: no text in UTF-8 ({error.reason}); drive-stats are CSV files") from error
+            raise UsageError(f"{path}: line {number}: no text in UTF-8 ({error.reason}); drive-stats are CSV files") from error
     return names
 
 

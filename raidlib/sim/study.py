@@ -51,6 +51,7 @@ Progress = Callable[[int, int], object]
 _ROUGH = 0.05  # relative standard error of what only tells a factor
 _ROUGH_STEPS = 1 << 25
 _COMPARED = 0.02  # of the Monte Carlo side that is shown beside an exact answer
+_LOG_MEAN_MAX = 700.0  # of a mean in hours, whose inverse is a rate
 _SEEN = 1.05  # a factor that is more than noise
 _MATTERS = 1.1  # a factor below it is no improvement worth a sentence
 
@@ -257,8 +258,10 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
 
 
 def mean_hours(law: Law) -> float:
-    """The mean of a law."""
+    """The mean of a law; UsageError if it has none, or one beyond all numbers."""
     if law.kind is LawKind.WEIBULL:
+        log_mean = math.log(law.scale_hours) + math.lgamma(1 + 1 / law.shape)
+        check_number(f"ln of the mean, hours, of a Weibull law of shape {law.shape:g}", log_mean, most=_LOG_MEAN_MAX)
         return law.location_hours + law.scale_hours * math.gamma(1 + 1 / law.shape)
     if law.kind is not LawKind.PIECEWISE:
         return law.scale_hours
