@@ -347,6 +347,7 @@ WRONG = [
     ({"afr": None, "lifetime": "weibull:-1:5h"}, "shape of a Weibull law -1"),
     ({"afr": None, "lifetime": "weibull:0.005:1000h"}, "of a Weibull law of shape 0.005"),
     ({"afr": None, "lifetime": "weibull:0.0059:1000000y"}, "of a Weibull law of shape 0.0059"),
+    ({"afr": None, "lifetime": "piecewise:0h=1e-310"}, "the mean of a piecewise law, hours, inf"),
     ({"mttr": "weibull:0.001:1h"}, "of a Weibull law of shape 0.001"),
     ({"level": "rs", "raid_devices": None, "data": 10, "parity": 7}, "level rs with 7 parity disks: 1 to 6 are possible"),
     ({"afr": None, "lifetime": "gamma:1:5h"}, "'gamma:1:5h' is no law"),

@@ -271,7 +271,9 @@ def mean_hours(law: Law) -> float:
         total += math.exp(-before) * (end - start) * (-math.expm1(-rise) / rise if rise else 1.0)
     if not law.tail_per_hour:
         raise UsageError(f"a piecewise law whose hazard is 0 after {law.at_hours[-1]:g} hours has no mean; give it a hazard there")
-    return total + math.exp(-law.cumulative[-1]) / law.tail_per_hour
+    mean = total + math.exp(-law.cumulative[-1]) / law.tail_per_hour
+    check_number("the mean of a piecewise law, hours,", mean, most=math.exp(_LOG_MEAN_MAX))
+    return mean
 
 
 def scaled(law: Law, factor: float) -> Law:
