@@ -519,6 +519,25 @@ def test_verb_refuses(words, said):
     assert said in result.stderr and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("verb", ["simulate", "sweep"])
+def test_files_that_cannot_be_written_are_refused_before_it_is_computed(tmp_path, monkeypatch, verb):
+    """And nothing is left behind, nor cut off, by what fails later."""
+
+    def computed(*_, **__):
+        raise UsageError("it was computed")
+
+    monkeypatch.setattr(sim, "simulate" if verb == "simulate" else "run_sweep", computed)
+    (tmp_path / "s.toml").write_text("level = 6\nraid_devices = 6\n")
+    words = ["simulate", "-l", 6, "-n", 6, "--report"] if verb == "simulate" else ["sweep", tmp_path / "s.toml", "--csv"]
+    said = one_line(run(*words, tmp_path / "no" / "x", code=64))
+    assert f"{tmp_path / 'no' / 'x'}: No such file or directory" in said
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("kept")
+    for path in (old, new):
+        assert "it was computed" in one_line(run(*words, path, code=64))
+    assert old.read_text() == "kept" and not new.exists()
+
+
 @pytest.mark.parametrize("library", ["numpy", "scipy", "polars", "matplotlib", "jinja2", "distributed"])
 def test_missing_library_is_one_clear_error(tmp_path, library):
     """As where the extra is not installed: the import fails."""

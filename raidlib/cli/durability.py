@@ -129,6 +129,7 @@ def simulate(array: tuple[str, ...], workers: int, report: str | None, as_json: 
 
         source = base.source_of(array) if array else None
         study = sim.inputs.inputs_of(options).study(None if source is None else status_of(source))
+        base.check_can_write(report)
         with Meter(as_json) as show:
             result = sim.simulate(study, workers=workers, compare=report is not None, progress=show)
         if report is not None:
@@ -262,6 +263,7 @@ def sweep(study: str, workers: int, scheduler: str | None, results: str | None, 
 
         plan = sim.Sweep.read(study)
         path = results or str(plan.default_results)
+        base.check_can_write(csv_path)
         with Meter(as_json, "sweeping", "studies") as show:
             points = sim.run_sweep(plan, path, workers=workers, scheduler=scheduler, restart=restart, progress=show)
         if csv_path is not None:
