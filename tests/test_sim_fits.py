@@ -137,6 +137,7 @@ GOOD = ["date,serial_number,model,failure,smart_9_raw,smart_10_raw", "2024-01-01
 
 @pytest.mark.parametrize(("line", "text", "message"), [
     (0, "date,serial,model,failure,smart_9_raw,smart_10_raw", "line 1: column 'serial_number' is missing"),
+    (0, "date,serial_number,model,failure,smart_9_raw,failure", "line 1: column 'failure' is there 2 times"),
     (0, "", "line 1: column 'date' is missing"),
     (2, "2024-01-01,B,M,1,20", "line 3: 5 fields, 6 in the header"),
     (2, "2024-01-01,B", "line 3: 2 fields, 6 in the header"),
@@ -159,6 +160,20 @@ def test_damaged_files(tmp_path, line, text, message):
     with pytest.raises(UsageError) as caught:
         fits.read_drive_stats(tmp_path)
     assert f"later.csv: {message}" in str(caught.value)
+
+
+def test_a_day_that_two_files_tell_of(tmp_path):
+    """Refused, both named; two files of one day with other drives, and a drive's other days, are what they seem."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "a.csv").write_text("\n".join(GOOD))
+    (tmp_path / "b.csv").write_text("\n".join(GOOD).replace(",A,", ",C,").replace(",B,", ",D,"))
+    (tmp_path / "c.csv").write_text("\n".join(GOOD).replace("2024-01-01", "2024-01-02"))
+    (rate,) = fits.failure_rates(fits.read_drive_stats(tmp_path))
+    assert (rate.drives, rate.drive_days) == (4, 6)
+    (tmp_path / "old" / "copy.csv").write_text("\n".join([GOOD[0], GOOD[2]]).replace("2024-01-01", "2024-01-02"))
+    with pytest.raises(UsageError) as caught:
+        fits.read_drive_stats(tmp_path)
+    assert f"{tmp_path}/old/copy.csv: M B on 2024-01-02 is in {tmp_path}/c.csv too" in str(caught.value)
 
 
 def test_no_files(tmp_path):

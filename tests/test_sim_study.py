@@ -306,11 +306,19 @@ def test_laws_scale_and_have_means():
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [(1.08e-7, "0.99999989"), (0.33, "0.67"), (0.5, "0.50"), (1.0, "0"), (1e-20, "0.999999999999999999990"), (5e-324, "0." + "9" * 324)],
+    [
+        (1.08e-7, "0.99999989"),
+        (0.33, "0.67"),
+        (0.5, "0.50"),
+        (0.9924, "0.0076"),
+        (1.0, "below 1e-16"),
+        (1e-20, "0.999999999999999999990"),
+        (5e-324, "0." + "9" * 324),
+    ],
 )
 def test_survival_words(loss, words):
     assert survival_words(loss).startswith(words[:20]) and len(survival_words(loss)) - len(words) in (-1, 0, 1)
-    assert survival_words(loss) != "1"
+    assert survival_words(loss) not in ("0", "1", "0.00")
 
 
 def test_times_and_laws():
@@ -318,7 +326,11 @@ def test_times_and_laws():
     assert parse_law("t", "24h") == parse_law("t", "exponential:24h") == sim.Law.exponential(24)
     assert parse_law("t", "weibull:1.12:461386h:6h") == sim.Law.weibull(1.12, 461386, 6)
     assert parse_law("t", "piecewise:0h=8.76%,1y=0.876").cumulative == pytest.approx((0, 0.0876))
-    assert parse_law("t", "empirical:1y=2%,5y=9%") == sim.Law.empirical([0.02, 0.09], [8760, 5 * 8760])
+    assert (
+        parse_law("t", "Empirical:1y=2%,5Y=9%")
+        == parse_law("t", "empirical:1y=2%,5y=9%")
+        == sim.Law.empirical([0.02, 0.09], [8760, 5 * 8760])
+    )
 
 
 WRONG = [
@@ -352,6 +364,7 @@ WRONG = [
     ({"level": "rs", "raid_devices": None, "data": 10, "parity": 7}, "level rs with 7 parity disks: 1 to 6 are possible"),
     ({"afr": None, "lifetime": "gamma:1:5h"}, "'gamma:1:5h' is no law"),
     ({"afr": None, "lifetime": "piecewise:0h=2%,1y=0"}, "has no mean"),
+    ({"afr": None, "lifetime": "Empirical:0h=2%,1y=5%"}, "'0h': a time above 0"),
     ({"afr": None, "lifetime": "constant:5y"}, "not constant"),
     ({"repair": "many"}, "repair 'many'"),
     ({"scrub": "168h"}, "without latent errors"),
@@ -437,6 +450,18 @@ def test_drive_stats(drive_stats):
     assert fitted.lifetime == sim.Law.weibull(fit.shape, fit.scale_hours)
     with pytest.raises(UsageError, match="MODEL-C"):
         study(afr=None, drive_stats=str(drive_stats), drive_model="MODEL-C")
+
+
+@pytest.mark.parametrize("words", [[], ["--lifetime", "weibull"], ["--drive-model", "X"]])
+def test_drive_stats_without_a_drive(tmp_path, words):
+    (tmp_path / "a.csv").write_text("date,serial_number,model,failure,smart_9_raw\n")
+    line = one_line(run("simulate", "-l", 6, "-n", 10, "--drive-stats", tmp_path, *words, code=64))
+    assert "no row of a drive" in line if words != ["--drive-model", "X"] else "X" in line or "no row" in line
+
+
+def test_availability_names_what_it_leaves_out():
+    line = next(line for line in answer(shelf="5", shock="0.01:100%:shelf", missions=1000).assumptions if line.startswith("Availability"))
+    assert "shelves and shocks to them" in line
 
 
 @pytest.mark.parametrize("damage", ["missing column", "truncated row"])

@@ -86,7 +86,7 @@ def _answer_rows(result: Result) -> list[tuple[str, str]]:
     p = f"below {_number(high)} (95 %); no loss was seen" if result.none_seen else f"{_number(result.p_loss)} ({sure})"
     nines = f"{result.nines:.2f}" + (" or more" if result.none_seen else "" if result.method == "exact" else f" ± {result.nines_error:.2g}")
     rows = [
-        (f"Probability of keeping all data for {time_words(result.study.years)}", survival_words(result.p_loss)),
+        (f"Probability of keeping all data for {time_words(result.study.years)}", survival_words(result.p_loss, low)),
         ("Probability of loss", p),
         ("Nines", nines),
         ("Mean time to data loss", f"{'more than ' if result.none_seen else ''}{_number(result.mttdl_years)} years"),
@@ -196,7 +196,7 @@ def _curve_plot(result: Result) -> dict[str, str] | None:
     def draw(axes: Axes) -> None:
         if curve.exact is not None:
             label = "exact" if curve.exact_is_model else "Markov chain of the same mean times"
-            axes.plot(curve.years, curve.exact, color=_ORANGE, linewidth=2, label=label)
+            axes.plot((0.0, *curve.years), (0.0, *curve.exact), color=_ORANGE, linewidth=2, label=label)
         if curve.mc is not None:
             points = slice(3, None, 4)
             axes.plot(curve.years[points], curve.mc[points], "o", color=_BLUE, markersize=4.5, label="Monte Carlo", zorder=3)
@@ -210,7 +210,7 @@ def _curve_plot(result: Result) -> dict[str, str] | None:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="best")  # of a frail array the curve is in the upper left
 
     model = "exact curve beside Monte Carlo" if curve.exact_is_model else "Monte Carlo beside a Markov chain of the same mean times"
     return _svg("curve", f"Loss over time: {model}.", draw)

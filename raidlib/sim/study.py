@@ -612,10 +612,14 @@ def _improvements(study: Study, answer: _Answer, workers: int) -> tuple[Improvem
 # --- Words ----------------------------------------------------------------------------------------------------------------------------
 
 
-def survival_words(loss: float) -> str:
-    """1 - loss with two digits of what is missing: 0.99999989."""
+def survival_words(loss: float, loss_low: float = 1.0) -> str:
+    """1 - loss with two digits of what is missing: 0.99999989; or of what is left, where that is little: 0.0076. `loss_low`, the low end of
+    its interval, says how little is left where a loss is certain to all digits.
+    """
     if loss >= 1:
-        return "0"
+        return f"below {max(1 - loss_low, 1e-16):.2g}"
+    if loss > 0.9:
+        return f"{1 - loss:.2g}"
     digits = max(2, math.ceil(-math.log10(loss)) + 1)
     with localcontext() as context:
         context.prec = digits + 10
@@ -642,7 +646,7 @@ def _words(study: Study, answer: _Answer, error: float, improvements: tuple[Impr
         seen = f"no loss seen in {answer.estimate.missions} missions of {time}"
         return f"{seen}: at least {survival_words(answer.p_loss)} of keeping all data, {nines:.1f} nines or more (95 % sure)"
     how_sure = " (exact)" if answer.estimate is None else f" ± {error:.2g}"
-    text = f"{survival_words(answer.p_loss)} of keeping all data for {time}, {nines:.2f} nines{how_sure}"
+    text = f"{survival_words(answer.p_loss, answer.interval[0])} of keeping all data for {time}, {nines:.2f} nines{how_sure}"
     if study.counting:
         text += f"; {answer.losses:.4g} losses expected"
     step = next_step(improvements)
