@@ -110,6 +110,17 @@ def test_what_is_in_it(results, pages):
         assert set(Page(pages[name]).ids) >= PLOTS
 
 
+def test_interval_of_monte_carlo_is_of_all_arrays():
+    """Beside an exact answer, and by itself."""
+    inputs = {"level": 6, "raid_devices": 10, "afr": "2%", "mttr": "24h", "groups": 50}
+    exact = sim.simulate(sim.Inputs(**inputs).study(), compare=True, improvements=False)
+    words = " ".join(Page(sim.report.report_html(exact)).words)
+    low, high = (float(word) for word in re.search(r"unbiased; 95 %: (\S+) to (\S+)", words).groups())
+    assert low < exact.p_loss < high < 1.3 * low
+    drawn = sim.simulate(sim.Inputs(**inputs, method="mc").study(), improvements=False)
+    assert drawn.p_loss_ci95[0] < exact.p_loss < drawn.p_loss_ci95[1] < 1.1 * drawn.p_loss_ci95[0]
+
+
 def test_where_a_year_goes_adds_up(results):
     """RAID 0 is whole or without its data, never degraded."""
     raid0 = sim.simulate(sim.Inputs(level=0, raid_devices=10, afr="100%", mttr="24h").study(), improvements=False)

@@ -113,6 +113,18 @@ def test_mirrors_of_a_raid10_are_independent_and_the_table_says_the_same():
     assert whole.unavailability == pytest.approx(sim.simulate(parts, improvements=False).unavailability, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [{"repair": 3}, {"human": "72h"}, {"shock": "0.01:2"}, {"shelf": "5"}, {"batch": "5:10%:3"}, {"count_losses": True}],
+    ids=lambda shared: next(iter(shared)),
+)
+def test_mirrors_that_share_something_are_not_taken_apart(shared):
+    for shape in ({"level": 10, "layout": "n2"}, {"level": 10, "layout": "n2", "groups": 3}):
+        of_all = study(**shape, **shared)
+        assert of_all.independent == (sim.Shape(level=Level.RAID10, members=10, layout="n2"), shape.get("groups", 1))
+        assert of_all.system.disks == 10 and of_all.system.lost_sets is not None
+
+
 def test_availability_by_the_table_is_the_sum_over_all_sets():
     of_table = study(level=10, layout="f2", raid_devices=5)
     table, down = of_table.system.lost_sets, (24 / (24 + 438000))
