@@ -333,7 +333,7 @@ def test_degraded_hours():
     """In a year, ten disks at 2 % are in repair for 10 * 0.02 * 24 h, but for what the first failures have not yet brought."""
     one = group(10, 2, AFR2, 1 / 24)
     chain = one.chain()
-    degraded = one.degraded(chain)
+    degraded = chain.reward(lambda state: float(one.failed(state) > 0))
     assert chain.by(YEAR, degraded)[0] == pytest.approx(4.8, rel=5e-3)
     year, mean = chain.by(YEAR, degraded, np.ones(3))
     assert mean == pytest.approx(YEAR, rel=1e-7) and year < 4.8

@@ -137,6 +137,7 @@ GOOD = ["date,serial_number,model,failure,smart_9_raw,smart_10_raw", "2024-01-01
 
 @pytest.mark.parametrize(("line", "text", "message"), [
     (0, "date,serial,model,failure,smart_9_raw,smart_10_raw", "line 1: column 'serial_number' is missing"),
+    (0, "date,serial_number,model,failure,smart_9_raw,failure", "line 1: column 'failure' is there 2 times"),
     (0, "", "line 1: column 'date' is missing"),
     (2, "2024-01-01,B,M,1,20", "line 3: 5 fields, 6 in the header"),
     (2, "2024-01-01,B", "line 3: 2 fields, 6 in the header"),
@@ -148,16 +149,31 @@ GOOD = ["date,serial_number,model,failure,smart_9_raw,smart_10_raw", "2024-01-01
     (2, "2024-01-01,B,M,,200,0", "line 3: failure is ''"),
     (2, "2024-01-01,,M,1,200,0", "line 3: serial_number is ''"),
     (2, "2024-01-01,B, ,1,200,0", "line 3: model is ' '"),
+    (2, "2024-01-01,B,M\xff,1,200,0", "line 3: no text in UTF-8"),
     (1, "01/01/2024,A,M,0,100,0", "line 2: date is '01/01/2024'"),
     (1, "2024-13-01,A,M,0,100,0", "line 2: date is '2024-13-01'"),
 ])  # fmt: skip
 def test_damaged_files(tmp_path, line, text, message):
     (tmp_path / "good.csv").write_text("\n".join(GOOD) + "\n")
     lines = [*GOOD[:line], text, *GOOD[line + 1 :]]
-    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n", encoding="latin-1")
     with pytest.raises(UsageError) as caught:
         fits.read_drive_stats(tmp_path)
     assert f"later.csv: {message}" in str(caught.value)
+
+
+def test_a_day_that_two_files_tell_of(tmp_path):
+    """Refused, both named; two files of one day with other drives, and a drive's other days, are what they seem."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "a.csv").write_text("\n".join(GOOD))
+    (tmp_path / "b.csv").write_text("\n".join(GOOD).replace(",A,", ",C,").replace(",B,", ",D,"))
+    (tmp_path / "c.csv").write_text("\n".join(GOOD).replace("2024-01-01", "2024-01-02"))
+    (rate,) = fits.failure_rates(fits.read_drive_stats(tmp_path))
+    assert (rate.drives, rate.drive_days) == (4, 6)
+    (tmp_path / "old" / "copy.csv").write_text("\n".join([GOOD[0], GOOD[2]]).replace("2024-01-01", "2024-01-02"))
+    with pytest.raises(UsageError) as caught:
+        fits.read_drive_stats(tmp_path)
+    assert f"{tmp_path}/old/copy.csv: M B on 2024-01-02 is in {tmp_path}/c.csv too" in str(caught.value)
 
 
 def test_no_files(tmp_path):

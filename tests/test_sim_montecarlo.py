@@ -284,6 +284,56 @@ def test_counted_losses_agree_with_the_naive_simulation(feature):
     assert abs(answer.losses - naive) < 4 * math.hypot(answer.losses_se, naive_se)
 
 
+def test_scrub_after_a_constant_time():
+    """A mirror whose repairs take no time is as new after each failure that costs nothing: a renewal equation, by the trapezoidal rule.
+
+    A failure after the gap g finds the other disk without an error with probability exp(-min(g, scrub) / mean).
+    """
+    fails, mean, scrub, hours, step = 1e-4, 500.0, 300.0, 5000.0, 2.5
+    times = [step * k for k in range(round(hours / step) + 1)]
+    harmless = [2 * fails * math.exp(-2 * fails * gap - min(gap, scrub) / mean) for gap in times]
+    kept: list[float] = [1.0]
+    for k in range(1, len(times)):
+        before = harmless[k] / 2 + sum(harmless[gap] * kept[k - gap] for gap in range(1, k))
+        kept.append((math.exp(-2 * fails * times[k]) + step * before) / (1 - step * harmless[0] / 2))
+    system = System(
+        disks=2,
+        tolerance=1,
+        lifetime=Law.exponential(1 / fails),
+        repair=Repair(duration=Law.constant(1e-6)),
+        mission_hours=hours,
+        latent=LatentErrors(mean_hours=mean, scrub=Law.constant(scrub)),
+    )
+    for method in ("crude", "rare"):
+        answer = simulate(system, method=method, missions=300_000, seed=3)
+        assert answer.p_loss_se < 0.003 and abs(z_of(answer, 1 - kept[-1])) < 4
+        assert answer.by_latent == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["crude", "rare"])
+@pytest.mark.parametrize(("usable_bytes", "lost_bytes"), [(1e8, 4096), (1000.0, 1000)])
+def test_a_latent_error_costs_its_bytes(method, usable_bytes, lost_bytes):
+    """Repairs take no time, so nothing else is lost; and never more than there is."""
+    instant = FRAIL | {"repair": Repair(duration=Law.constant(1e-6)), "latent": LatentErrors(mean_hours=40000)}
+    answer = simulate(System(**instant, usable_bytes=usable_bytes), method=method, missions=20_000)
+    assert answer.lost_bytes == pytest.approx(answer.p_loss * lost_bytes, rel=1e-3)
+    assert answer.eafdl == pytest.approx(answer.lost_bytes / usable_bytes / 2, rel=1e-9)
+    assert simulate(System(**instant), method=method, missions=100).eafdl is None
+
+
+@pytest.mark.parametrize("method", ["crude", "rare"])
+def test_the_last_shelf_gets_shocks_too(method):
+    """Three disks in shelves of two: two shelves, of which the second has one disk, and its own stream of shocks."""
+    shocks = (Shock(per_year=0.1, probability=1.0, scope="shelf"),)
+    system = System(**FRAIL | {"disks": 3, "tolerance": 0, "lifetime": Law.exponential(1e20)}, shelves=Shelves(disks=2), shocks=shocks)
+    answer = simulate(system, method=method, missions=200_000)
+    assert abs(answer.p_loss - (1 - math.exp(-2 * 0.1 * 2))) < 4 * answer.p_loss_se + 1e-9
+    both = simulate(
+        System(**FRAIL | {"disks": 3, "tolerance": 1, "lifetime": Law.exponential(1e20)}, shelves=Shelves(disks=2), shocks=shocks)
+    )
+    assert abs(both.p_loss - (1 - math.exp(-0.1 * 2))) < 4 * both.p_loss_se + 1e-3  # the full shelf's alone, but for two at one time
+
+
 def test_fraction_of_a_loss_is_the_same_for_both_estimators():
     system = System(**FRAIL | {"tolerance": 2, "repair": Repair(duration=Law.weibull(2, 700, 100), crews=2)})
     crude, forced = (simulate(system, method=method, missions=300_000, seed=4) for method in ("crude", "rare"))
@@ -447,6 +497,13 @@ def test_without_redundancy_each_latent_error_is_a_loss():
     for more in ({"method": "mc"}, {"mttr": "constant:24h"}):
         with pytest.raises(UsageError, match="latent errors on disks that nothing can mend"):
             Inputs(**inputs | more).study()
+
+
+def test_intervals_have_the_width_of_95_percent():
+    """To more digits than a count of covered values can see."""
+    answer = rare(20_000, **EIGHT_PLUS_TWO)
+    wide = math.exp(statistics.NormalDist().inv_cdf(0.975) * answer.p_loss_se / answer.p_loss)
+    assert answer.p_loss_ci95 == pytest.approx((answer.p_loss / wide, answer.p_loss * wide), rel=1e-9)
 
 
 def test_no_loss_seen_is_an_upper_bound():

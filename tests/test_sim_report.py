@@ -110,6 +110,47 @@ def test_what_is_in_it(results, pages):
         assert set(Page(pages[name]).ids) >= PLOTS
 
 
+def test_interval_of_monte_carlo_is_of_all_arrays():
+    """Beside an exact answer, and by itself."""
+    inputs = {"level": 6, "raid_devices": 10, "afr": "2%", "mttr": "24h", "groups": 50}
+    exact = sim.simulate(sim.Inputs(**inputs).study(), compare=True, improvements=False)
+    words = " ".join(Page(sim.report.report_html(exact)).words)
+    low, high = (float(word) for word in re.search(r"unbiased; 95 %: (\S+) to (\S+)", words).groups())
+    assert low < exact.p_loss < high < 1.3 * low
+    drawn = sim.simulate(sim.Inputs(**inputs, method="mc", seed=1).study(), improvements=False)
+    assert drawn.p_loss_ci95[0] < exact.p_loss < drawn.p_loss_ci95[1] < 1.1 * drawn.p_loss_ci95[0]
+
+
+def test_where_a_year_goes_adds_up(results):
+    """RAID 0 is whole or without its data, never degraded."""
+    raid0 = sim.simulate(sim.Inputs(level=0, raid_devices=10, afr="100%", mttr="24h").study(), improvements=False)
+    hours = sim.report.year_hours(raid0)
+    assert hours["whole"] == pytest.approx(8760 * (8760 / 8784) ** 10, rel=1e-9) and hours["degraded"] == pytest.approx(0, abs=1e-9)
+    assert all(sum(sim.report.year_hours(result).values()) == pytest.approx(8760) for result in (raid0, results["exact"], results["drawn"]))
+
+
+def test_a_loss_that_is_certain(results):
+    """The curve begins at 0, the legend is not over it, and what is left of the chance is not called 0."""
+    lost = sim.simulate(sim.Inputs(level=0, raid_devices=20, afr="1000%").study(), compare=True, improvements=False)
+    assert lost.p_loss == 1 and "below 1e-16" in " ".join(Page(sim.report.report_html(lost)).words)
+    drawn = sim.simulate(
+        sim.Inputs(level=0, raid_devices=20, afr="1000%", method="mc", missions=100).study(), compare=True, improvements=False
+    )
+    assert f"below {1 - 0.05 ** (1 / 100):.2g} of keeping all data" in drawn.words
+
+    def curve_and_legend(result):
+        """The curve's first and second point, and the legend's, in units of the plot."""
+        svg = sim.report._curve_plot(result)["svg"]
+        line = re.search(r'<path d="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+)[^"]*"[^>]*stroke: #d9730d', svg)
+        legend = re.search(r'id="curve-legend_1">.*?<path d="M ([\d.]+) ([\d.]+)', svg, re.DOTALL)
+        return [float(value) for value in line.groups()], [float(value) for value in legend.groups()]
+
+    (x0, y0, x1, y1), (_, low) = curve_and_legend(lost)
+    (_, bottom, _, _), (_, high) = curve_and_legend(results["exact"])
+    assert x0 < x1 and y0 == pytest.approx(bottom, abs=3) and y1 < y0 - 100  # from 0 to the top, within one bin
+    assert low > high + 50
+
+
 def test_frail_estimator_is_said_to_be_frail(results, pages):
     weak = msgspec.structs.replace(results["drawn"], effective_missions=7.0)
     assert "few missions carry it" in sim.report.report_html(weak)

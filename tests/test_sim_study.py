@@ -113,6 +113,18 @@ def test_mirrors_of_a_raid10_are_independent_and_the_table_says_the_same():
     assert whole.unavailability == pytest.approx(sim.simulate(parts, improvements=False).unavailability, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [{"repair": 3}, {"human": "72h"}, {"shock": "0.01:2"}, {"shelf": "5"}, {"batch": "5:10%:3"}, {"count_losses": True}],
+    ids=lambda shared: next(iter(shared)),
+)
+def test_mirrors_that_share_something_are_not_taken_apart(shared):
+    for shape in ({"level": 10, "layout": "n2"}, {"level": 10, "layout": "n2", "groups": 3}):
+        of_all = study(**shape, **shared)
+        assert of_all.independent == (sim.Shape(level=Level.RAID10, members=10, layout="n2"), shape.get("groups", 1))
+        assert of_all.system.disks == 10 and of_all.system.lost_sets is not None
+
+
 def test_availability_by_the_table_is_the_sum_over_all_sets():
     of_table = study(level=10, layout="f2", raid_devices=5)
     table, down = of_table.system.lost_sets, (24 / (24 + 438000))
@@ -154,6 +166,37 @@ def test_improvements_and_the_next_step():
     assert {one.input: round(one.factor) for one in drawn.improvements} == {"lifetime": 8, "repair": 4}
 
 
+def test_twice_as_good_is_twice_as_many_crews():
+    crews = {"afr": "100%", "mttr": "72h", "level": "rs", "raid_devices": 16, "parity": 6}
+    one = next(one for one in sim.simulate(study(**crews, repair="serial")).improvements if one.input == "crews")
+    assert one.factor == pytest.approx(answer(**crews, repair=1).p_loss / answer(**crews, repair=2).p_loss, rel=1e-12)
+    assert one.factor < 0.5 * answer(**crews, repair=1).p_loss / answer(**crews).p_loss
+
+
+def test_chains_are_as_large_as_seconds_allow():
+    """More spares: Monte Carlo answers, what needs the chain is not told, and method exact says why not."""
+    some, many = study(human="72h", spares=40), study(human="72h", spares=100, missions=3000)
+    assert some.is_exact and some.availability() > 0 and len(some.chain.states) == 126
+    assert many.chain is None and not many.is_exact and many.availability() is None
+    result = sim.simulate(many, compare=True)
+    assert (result.method, result.availability, result.curve.exact) == ("mc", None, None) and result.p_loss > 0
+    assert any("Availability is not told" in line for line in result.assumptions)
+    assert "spares" in {one.input for one in result.improvements}
+    with pytest.raises(UsageError, match="method exact: its Markov chain has too many states"):
+        study(human="72h", spares=100, method="exact")
+    shaken = study(raid_devices=250, shock="0.01:50%", missions=1000)  # 31375 ways for each state of the chain
+    assert not shaken.is_exact and shaken.availability() is None
+    most = sim.simulate(study(human="72h", spares=4096, missions=1000))
+    assert {one.input for one in most.improvements} == {"repair", "replacement", "lifetime"}
+
+
+def test_what_cannot_be_twice_as_good_is_left_out():
+    """At the ends: as many states as are solved, with one spare more Monte Carlo; or not at all, if no chance is asked for."""
+    auto, exact = (sim.simulate(study(human="72h", spares=64, method=method), improvements=True) for method in ("auto", "exact"))
+    assert auto.method == "exact" and auto.p_loss == exact.p_loss
+    assert {one.input for one in auto.improvements} - {one.input for one in exact.improvements} == {"spares"}
+
+
 def test_causes():
     """Of a chain with shocks the share is what the shocks add; Monte Carlo finds the same."""
     with_shocks, mc = answer(shock="0.001:2"), answer(shock="0.001:2", method="mc")
@@ -175,6 +218,50 @@ def test_degraded_time():
     assert answer(**frail).degraded_hours_per_year == pytest.approx(
         answer(**frail, method="mc", missions=100).degraded_hours_per_year, rel=0.3
     )
+
+
+def test_degraded_time_is_of_the_whole_array():
+    """As mirrors by themselves and as one table; of all groups; and of the time that is lived, where nearly every mission is cut off."""
+    one_mirror = 1 - (438000 / 438024) ** 2
+    mirrors = {"level": 10, "layout": "n2", "raid_devices": 8}
+    for same in ({}, {"repair": 8}, {"method": "mc", "missions": 100}):
+        assert answer(**mirrors, **same).degraded_hours_per_year == pytest.approx(8760 * (1 - (1 - one_mirror) ** 4), rel=1e-9)
+    groups = answer(groups=7).degraded_hours_per_year
+    assert groups == pytest.approx(8760 * (1 - (438000 / 438024) ** 70), rel=1e-9)
+    frail = {"level": 5, "raid_devices": 3, "afr": "2000%", "mttr": "720h", "years": 5}
+    up = 438 / (438 + 720)
+    for method in ("exact", "mc"):
+        assert answer(**frail, method=method).degraded_hours_per_year == pytest.approx(8760 * (1 - up**3), rel=1e-9)
+
+
+@pytest.mark.parametrize("counting", [False, True])
+def test_degraded_time_of_a_pool_is_of_the_time_it_lived(counting):
+    """One group on its own disks: it is lost long before the mission's end, and degraded as its chain is until then."""
+    changed = {"level": 5, "raid_devices": 4, "afr": "200%", "mttr": "72h", "years": 5, "missions": 20000}
+    pool = answer(**changed, pool_disks=4, pool_groups=1, count_losses=counting)
+    group = study(**changed).group()
+    chain = group.chain()
+    degraded, lived = chain.by(5 * 8760, chain.reward(lambda state: float(group.failed(state) > 0)), chain.reward(lambda state: 1.0))
+    assert pool.p_loss > 0.5
+    share = group.unavailability([0, 1, 1, 1, 1]) if counting else degraded / lived
+    assert pool.degraded_hours_per_year == pytest.approx(8760 * share, rel=0.02)
+
+
+def test_bytes_of_a_loss_are_told_where_they_are_known():
+    """A lost mirror is not all data: where a table of sets judges, no bytes are told. By mirrors they are, and all arrays count."""
+    frail = {"afr": "100%", "mttr": "7d", "size": "8T", "missions": 20000}
+    mirrors = {"level": 10, "layout": "n2", "raid_devices": 10, **frail}
+    table, parts, chain = answer(**mirrors, repair=10), answer(**mirrors, method="mc"), answer(**mirrors)
+    assert (table.eafdl, table.lost_bytes, chain.eafdl, chain.lost_bytes) == (None, None, None, None)
+    assert any("is not told (bytes, EAFDL)" in line for line in table.assumptions)
+    assert any("The bytes lost are not told: a Markov chain" in line for line in chain.assumptions)
+    assert not any("not told" in line for line in parts.assumptions)
+    mirror = answer(level=1, raid_devices=2, method="mc", **frail)
+    assert parts.lost_bytes == pytest.approx(5 * mirror.lost_bytes, rel=1e-9) and parts.eafdl == mirror.eafdl
+    assert mirror.lost_bytes == pytest.approx(mirror.eafdl * (8 << 40), rel=1e-3)  # of one year, and one disk's size
+    groups = answer(level=5, raid_devices=3, groups=7, method="mc", **frail)
+    one = answer(level=5, raid_devices=3, method="mc", **frail)
+    assert groups.lost_bytes == pytest.approx(7 * one.lost_bytes, rel=1e-9) and groups.eafdl == one.eafdl
 
 
 def test_curve():
@@ -231,11 +318,19 @@ def test_laws_scale_and_have_means():
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [(1.08e-7, "0.99999989"), (0.33, "0.67"), (0.5, "0.50"), (1.0, "0"), (1e-20, "0.999999999999999999990"), (5e-324, "0." + "9" * 324)],
+    [
+        (1.08e-7, "0.99999989"),
+        (0.33, "0.67"),
+        (0.5, "0.50"),
+        (0.9924, "0.0076"),
+        (1.0, "below 1e-16"),
+        (1e-20, "0.999999999999999999990"),
+        (5e-324, "0." + "9" * 324),
+    ],
 )
 def test_survival_words(loss, words):
     assert survival_words(loss).startswith(words[:20]) and len(survival_words(loss)) - len(words) in (-1, 0, 1)
-    assert survival_words(loss) != "1"
+    assert survival_words(loss) not in ("0", "1", "0.00")
 
 
 def test_times_and_laws():
@@ -243,7 +338,11 @@ def test_times_and_laws():
     assert parse_law("t", "24h") == parse_law("t", "exponential:24h") == sim.Law.exponential(24)
     assert parse_law("t", "weibull:1.12:461386h:6h") == sim.Law.weibull(1.12, 461386, 6)
     assert parse_law("t", "piecewise:0h=8.76%,1y=0.876").cumulative == pytest.approx((0, 0.0876))
-    assert parse_law("t", "empirical:1y=2%,5y=9%") == sim.Law.empirical([0.02, 0.09], [8760, 5 * 8760])
+    assert (
+        parse_law("t", "Empirical:1y=2%,5Y=9%")
+        == parse_law("t", "empirical:1y=2%,5y=9%")
+        == sim.Law.empirical([0.02, 0.09], [8760, 5 * 8760])
+    )
 
 
 WRONG = [
@@ -270,8 +369,14 @@ WRONG = [
     ({"mttr": None, "rebuild_rate": "100M"}, "--size"),
     ({"afr": None, "lifetime": "weibull"}, "--drive-stats"),
     ({"afr": None, "lifetime": "weibull:-1:5h"}, "shape of a Weibull law -1"),
+    ({"afr": None, "lifetime": "weibull:0.005:1000h"}, "of a Weibull law of shape 0.005"),
+    ({"afr": None, "lifetime": "weibull:0.0059:1000000y"}, "of a Weibull law of shape 0.0059"),
+    ({"afr": None, "lifetime": "piecewise:0h=1e-310"}, "the mean of a piecewise law, hours, inf"),
+    ({"mttr": "weibull:0.001:1h"}, "of a Weibull law of shape 0.001"),
+    ({"level": "rs", "raid_devices": None, "data": 10, "parity": 7}, "level rs with 7 parity disks: 1 to 6 are possible"),
     ({"afr": None, "lifetime": "gamma:1:5h"}, "'gamma:1:5h' is no law"),
     ({"afr": None, "lifetime": "piecewise:0h=2%,1y=0"}, "has no mean"),
+    ({"afr": None, "lifetime": "Empirical:0h=2%,1y=5%"}, "'0h': a time above 0"),
     ({"afr": None, "lifetime": "constant:5y"}, "not constant"),
     ({"repair": "many"}, "repair 'many'"),
     ({"scrub": "168h"}, "without latent errors"),
@@ -299,6 +404,20 @@ def test_wrong_inputs(changed, words):
     with pytest.raises(UsageError) as caught:
         study(**changed)
     assert words in str(caught.value)
+
+
+def test_verb_and_study_file_refuse_a_mean_beyond_numbers(tmp_path):
+    said = one_line(run("simulate", "-l", 6, "-n", 10, "--lifetime", "weibull:0.005:1000h", code=64))
+    assert "of a Weibull law of shape 0.005" in said
+    (tmp_path / "s.toml").write_text('level = 6\nraid_devices = 10\nlifetime = "weibull:0.005:1000h"\n')
+    said = one_line(run("sweep", tmp_path / "s.toml", code=64))
+    assert "s.toml: combination 0" in said and "of a Weibull law of shape 0.005" in said
+
+
+def test_chances_below_the_root_of_all_numbers():
+    """1e-150 squared is nothing; the plan divides by it."""
+    tiny = study(level="rs", raid_devices=None, data=10, parity=6, afr=1e-20, mttr="constant:1s", missions=None, relative_error="10%")
+    assert 0 < sim.simulate(tiny, improvements=False).p_loss < 1e-150
 
 
 def test_unknown_inputs_are_named():
@@ -343,6 +462,18 @@ def test_drive_stats(drive_stats):
     assert fitted.lifetime == sim.Law.weibull(fit.shape, fit.scale_hours)
     with pytest.raises(UsageError, match="MODEL-C"):
         study(afr=None, drive_stats=str(drive_stats), drive_model="MODEL-C")
+
+
+@pytest.mark.parametrize("words", [[], ["--lifetime", "weibull"], ["--drive-model", "X"]])
+def test_drive_stats_without_a_drive(tmp_path, words):
+    (tmp_path / "a.csv").write_text("date,serial_number,model,failure,smart_9_raw\n")
+    line = one_line(run("simulate", "-l", 6, "-n", 10, "--drive-stats", tmp_path, *words, code=64))
+    assert "no row of a drive" in line
+
+
+def test_availability_names_what_it_leaves_out():
+    line = next(line for line in answer(shelf="5", shock="0.01:100%:shelf", missions=1000).assumptions if line.startswith("Availability"))
+    assert "shelves and shocks to them" in line
 
 
 @pytest.mark.parametrize("damage", ["missing column", "truncated row"])
@@ -423,6 +554,25 @@ def test_verb_on_arrays_of_arrays_and_rs(tmp_path):
 def test_verb_refuses(words, said):
     result = run("simulate", "--level", "6", "-n", "10", *words, code=64)
     assert said in result.stderr and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("verb", ["simulate", "sweep"])
+def test_files_that_cannot_be_written_are_refused_before_it_is_computed(tmp_path, monkeypatch, verb):
+    """And nothing is left behind, nor cut off, by what fails later."""
+
+    def computed(*_, **__):
+        raise UsageError("it was computed")
+
+    monkeypatch.setattr(sim, "simulate" if verb == "simulate" else "run_sweep", computed)
+    (tmp_path / "s.toml").write_text("level = 6\nraid_devices = 6\n")
+    words = ["simulate", "-l", 6, "-n", 6, "--report"] if verb == "simulate" else ["sweep", tmp_path / "s.toml", "--csv"]
+    said = one_line(run(*words, tmp_path / "no" / "x", code=64))
+    assert f"{tmp_path / 'no' / 'x'}: No such file or directory" in said
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("kept")
+    for path in (old, new):
+        assert "it was computed" in one_line(run(*words, path, code=64))
+    assert old.read_text() == "kept" and not new.exists()
 
 
 @pytest.mark.parametrize("library", ["numpy", "scipy", "polars", "matplotlib", "jinja2", "distributed"])

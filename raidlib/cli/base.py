@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -158,6 +159,21 @@ def confirm(question: str, yes: bool) -> None:
 
 
 # --- Arrays -----------------------------------------------------------------------------------------------------------
+
+
+def check_can_write(path: str | None) -> None:
+    """An OSError now if a file could not be written later, when its content has been computed for hours. It stays as it is: not cut off
+    where there is one, none where there is none. Pipes and devices are not opened: someone would see it.
+    """
+    if path is None:
+        return
+    target = Path(path).resolve()
+    was_there = target.exists()
+    if was_there and not target.is_file():
+        return
+    target.open("ab").close()
+    if not was_there:
+        target.unlink()
 
 
 def source_of(words: Sequence[str] | str) -> Source:

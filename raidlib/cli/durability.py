@@ -129,6 +129,7 @@ def simulate(array: tuple[str, ...], workers: int, report: str | None, as_json: 
 
         source = base.source_of(array) if array else None
         study = sim.inputs.inputs_of(options).study(None if source is None else status_of(source))
+        base.check_can_write(report)
         with Meter(as_json) as show:
             result = sim.simulate(study, workers=workers, compare=report is not None, progress=show)
         if report is not None:
@@ -200,7 +201,7 @@ def print_result(result: Any, name: str) -> None:
         ("Bytes expected lost", None if result.lost_bytes is None else bytes_words(result.lost_bytes)),
         ("Losses come by", ", ".join(f"{words[cause]} {100 * share:.3g} %" for cause, share in causes.items() if share)),
         ("Availability", None if result.availability is None else availability_words(result)),
-        ("Degraded", None if result.degraded_hours_per_year is None else f"{number_words(result.degraded_hours_per_year)} hours a year"),
+        ("Degraded", None if result.degraded_hours_per_year is None else degraded_words(result)),
         ("Repair", result.repair),
         ("Method", how),
     ]
@@ -226,6 +227,12 @@ def availability_words(result: Any) -> str:
 
     share, minutes = survival_words(result.unavailability), number_words(result.downtime_minutes_per_year)
     return f"{share}: {result.availability_nines:.2f} nines, {minutes} minutes a year without the data"
+
+
+def degraded_words(result: Any) -> str:
+    """Hours with a disk down, of all that is simulated."""
+    of = f" in any of {result.study.groups} arrays" if result.study.groups > 1 else ""
+    return f"{number_words(result.degraded_hours_per_year)} hours a year with a disk down{of}"
 
 
 @click.command(short_help="Simulate every combination of the inputs of a study file.")
@@ -256,6 +263,7 @@ def sweep(study: str, workers: int, scheduler: str | None, results: str | None, 
 
         plan = sim.Sweep.read(study)
         path = results or str(plan.default_results)
+        base.check_can_write(csv_path)
         with Meter(as_json, "sweeping", "studies") as show:
             points = sim.run_sweep(plan, path, workers=workers, scheduler=scheduler, restart=restart, progress=show)
         if csv_path is not None:

@@ -19,6 +19,7 @@ products of positive numbers, so its relative error is a few roundings however s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -32,6 +33,10 @@ from raidlib.sim.model import HOURS_PER_YEAR
 
 __all__ = ["HOURS_PER_YEAR", "Chain", "Group", "Sensitivity", "Shock", "of_many", "sensitivities"]
 
+STATES_MAX = 200  # of a chain that is squared again and again, some dozen times for an answer with its sensitivities
+LONG_RUN_STATES_MAX = 700  # of one that is eliminated once
+MOVES_MAX = 5_000  # between them: a shock that kills each disk with a probability has many
+LONG_RUN_MOVES_MAX = 50_000
 TERMS = 20
 SQUARINGS_MIN = 10
 LOSS_MIN = 1e-280  # below it intermediate results may have lost digits to gradual underflow
@@ -39,6 +44,10 @@ LOSS_MIN = 1e-280  # below it intermediate results may have lost digits to gradu
 Array: TypeAlias = npt.NDArray[np.float64]
 State: TypeAlias = tuple[int, ...]
 Moves: TypeAlias = Callable[[State], Iterable[tuple[float, State | None]]]
+
+
+class TooLargeError(UsageError):
+    """A chain of so many states that it would take minutes."""
 
 
 def check_rate(name: str, value: float) -> None:
@@ -88,15 +97,19 @@ class Chain:
         self.loss = loss
 
     @classmethod
-    def explore(cls, start: State, moves: Moves) -> Chain:
+    def explore(cls, start: State, moves: Moves, states_max: int = STATES_MAX, moves_max: int = MOVES_MAX) -> Chain:
         """The chain of all states that are reached from `start`. `moves(state)` gives (rate per hour, next state or None for loss);
-        rates to the same state add up, rates of zero lead nowhere.
+        rates to the same state add up, rates of zero lead nowhere. TooLargeError as soon as there are more than `states_max` states, or
+        `moves_max` moves.
         """
+        seen = itertools.count(1)
         index = {start: 0}
         found: list[tuple[int, int, float]] = []
         queue = [start]
         for state in queue:
             for rate, target in moves(state):
+                if len(queue) > states_max or next(seen) > moves_max:
+                    raise TooLargeError(f"a Markov chain of more than {states_max} states, or {moves_max} moves, would take minutes")
                 if rate == 0:
                     continue
                 if target is not None and target not in index:
@@ -312,10 +325,6 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         """How many disks are lost in a state of the chain: in rebuild, or waiting for a replacement."""
         return state[0] + self._waiting(state[1])
 
-    def degraded(self, chain: Chain) -> Array:
-        """The reward "hours degraded" for `chain.by` and `chain.until_loss`: 1 in each state with a lost disk."""
-        return chain.reward(lambda state: float(self.failed(state) > 0))
-
     def losses_by_cause(self, chain: Chain) -> tuple[Array, Array, Array]:
         """Rewards for `chain.by`: losses per hour in each state at a failure of one disk too many, at a latent error, and by a shock."""
 
@@ -331,12 +340,21 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         """The long-run share of time in which more than `tolerance` disks are down at once, if such a group is repaired like any other.
 
         lost_shares: instead, for 0 to `disks` lost disks, which share of their sets is without its data: by symmetry each set of k disks
-        is as likely as any other. The birth-death chain of the disks; latent errors are no outage and are left out.
+        is as likely as any other.
         """
         shares = [float(k > self.tolerance) for k in range(self.disks + 1)] if lost_shares is None else lost_shares
+        return self.long_run(shares)[0]
+
+    def long_run(self, *worths: Sequence[float]) -> list[float]:
+        """The long-run average of each worth, which worth[k] is with k of `disks` disks down, if a group that lost data is repaired like
+        any other. The birth-death chain of the disks; latent errors take no disk and are left out.
+        """
         whole = msgspec.structs.replace(self, latent_per_hour=0.0)
-        chain = Chain.explore((0, 0, 0), lambda state: whole._moves(state, self.disks))
-        return chain.long_run(chain.reward(lambda state: shares[self.failed(state)]))[0]
+        chain = Chain.explore(
+            (0, 0, 0), lambda state: whole._moves(state, self.disks), states_max=LONG_RUN_STATES_MAX, moves_max=LONG_RUN_MOVES_MAX
+        )
+        down = [self.failed(state) for state in chain.states]
+        return chain.long_run(*(np.array([worth[k] for k in down]) for worth in worths))
 
     def _waiting(self, orders: int) -> int:
         return 0 if self.spares is None else max(orders - self.spares, 0)

@@ -12,6 +12,7 @@ file and the line, or the row and the value.
 from __future__ import annotations
 
 import csv
+import datetime
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,23 @@ def read_drive_stats(folder: str | Path) -> pl.LazyFrame:
     )  # "._x.csv": macOS, in Backblaze's archives
     if not found:
         raise UsageError(f"{folder}: no CSV file is in it or below it; drive-stats are a folder of daily files (2024-01-01.csv)")
-    return pl.concat([_read_day(path) for path in found])
+    frames = [_read_day(path) for path in found]
+    _check_days(dict(zip(found, frames, strict=True)))
+    return pl.concat(frames)
+
+
+def _check_days(frames: dict[Path, pl.LazyFrame]) -> None:
+    """Refuse a day of a drive that two files tell of, as where one was copied or unpacked twice: it would count twice."""
+    drive_day = ["date", "serial_number", "model"]
+    of_day: dict[datetime.date, list[Path]] = {}
+    for path, frame in frames.items():
+        for day in frame.select(pl.col("date").unique()).collect()["date"]:
+            rows = frame.filter(pl.col("date") == day)
+            for other in of_day.setdefault(day, []):
+                twice = rows.join(frames[other], on=drive_day, how="semi").select(drive_day).head(1).collect()
+                for _, serial, model in twice.iter_rows():
+                    raise UsageError(f"{path}: {model} {serial} on {day} is in {other} too, and would count twice; keep one of the files")
+            of_day[day].append(path)
 
 
 _MEANT = {
@@ -99,20 +116,23 @@ def _read_day(path: Path) -> pl.LazyFrame:
 
 def _checked_header(path: Path) -> list[str]:
     """The names of the columns of a file whose rows are all as long as its header. polars fills up a row that was cut off."""
+    number = 1
     with path.open("rb") as file:
         try:
             names = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
             missing = [name for name in REQUIRED if name not in names]
             if missing:
                 raise UsageError(f"{path}: line 1: column {missing[0]!r} is missing; drive-stats have {', '.join(REQUIRED)}")
+            for name in (*REQUIRED, POWER_ON):
+                if names.count(name) > 1:
+                    raise UsageError(f"{path}: line 1: column {name!r} is there {names.count(name)} times; which one is meant?")
             for number, line in enumerate(file, 2):
-                fields = line.count(b",") + 1
-                if b'"' in line:
-                    fields = len(next(csv.reader([line.decode()])))
+                text = line.decode()  # polars would fail at bytes that are none, and not say where
+                fields = len(next(csv.reader([text]))) if '"' in text else text.count(",") + 1
                 if fields != len(names):
                     raise UsageError(f"{path}: line {number}: {fields} fields, {len(names)} in the header; the file is damaged or cut off")
         except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: no text in UTF-8 ({error.reason}); drive-stats are CSV files") from error
+            raise UsageError(f"{path}: line {number}: no text in UTF-8 ({error.reason}); drive-stats are CSV files") from error
     return names
 
 
@@ -211,6 +231,8 @@ def lifetimes(stats: pl.LazyFrame, model: str | None = None) -> Lifetimes:
         .sort("serial_number", "model")  # sums over the lives then have the same last bit each time
         .collect(engine="streaming")
     )
+    if table.is_empty() and model is None:
+        raise UsageError("the data have no row of a drive, only headers")
     if table.is_empty():
         raise UsageError(f"model {model}: no such drive is in the data; failure_rates lists the models")
     known = table.drop_nulls("birth")

@@ -196,6 +196,8 @@ def _of_drive_stats(folder: str, model: str | None, weibull: bool, stamp: float)
     all_rates = fits.failure_rates(stats)
     rates = [rate for rate in all_rates if model in (None, rate.model)]
     if not rates:
+        if not all_rates:
+            raise UsageError(f"{folder}: its files have no row of a drive, only headers")
         known = ", ".join(rate.model for rate in all_rates[:5])
         raise UsageError(f"model {model}: no such drive is in {folder}; there are {known}")
     total = fits.annualised(sum(rate.failures for rate in rates), sum(rate.drive_days for rate in rates))
@@ -261,10 +263,10 @@ def parse_repair(text: str | int) -> int | None:
 
 def parse_law(name: str, text: str) -> Law:
     """The law of a time."""
-    kind, _, rest = str(text).strip().partition(":")
+    kind, _, rest = str(text).strip().lower().partition(":")
     parts = rest.split(":")
     try:
-        match kind.lower():
+        match kind:
             case "constant" if len(parts) == 1:
                 return Law.constant(parse_hours(name, rest))
             case "exponential" if len(parts) == 1:

@@ -357,7 +357,7 @@ def plan(
     if missions is None:
         known = pilots["rare"] if chosen == "crude" and pilot.hits < _EFFECTIVE_MIN and "rare" in pilots else pilot
         wanted = known.variance if known is pilot else known.mean
-        needed = _MARGIN * wanted / (known.mean * relative_error) ** 2 if known.mean > 0 else math.inf
+        needed = _MARGIN * (wanted / known.mean / known.mean) / relative_error**2 if known.mean > 0 else math.inf
         missions = int(min(max(needed, 4096.0), max(1.0, steps_max / cost)))
     size = int(min(max(1.0, _BLOCK_STEPS / cost), _BLOCK_MISSIONS_MAX))
     return [

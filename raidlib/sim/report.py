@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ..model import format_size
 from .chains import of_many
+from .model import HOURS_PER_YEAR
 from .montecarlo import is_weak
 from .study import Result, law_words, next_step, shape_words, survival_words, time_words
 
@@ -86,7 +87,7 @@ def _answer_rows(result: Result) -> list[tuple[str, str]]:
     p = f"below {_number(high)} (95 %); no loss was seen" if result.none_seen else f"{_number(result.p_loss)} ({sure})"
     nines = f"{result.nines:.2f}" + (" or more" if result.none_seen else "" if result.method == "exact" else f" ± {result.nines_error:.2g}")
     rows = [
-        (f"Probability of keeping all data for {time_words(result.study.years)}", survival_words(result.p_loss)),
+        (f"Probability of keeping all data for {time_words(result.study.years)}", survival_words(result.p_loss, low)),
         ("Probability of loss", p),
         ("Nines", nines),
         ("Mean time to data loss", f"{'more than ' if result.none_seen else ''}{_number(result.mttdl_years)} years"),
@@ -102,8 +103,14 @@ def _answer_rows(result: Result) -> list[tuple[str, str]]:
 def _availability_rows(result: Result) -> list[tuple[str, str]]:
     rows = []
     if result.degraded_hours_per_year is not None:
-        what = "the pool" if result.study.pool is not None else "one array"
-        rows.append((f"With a disk down, {what}", f"{_number(result.degraded_hours_per_year)} hours a year"))
+        what = (
+            "the pool"
+            if result.study.pool is not None
+            else f"any of {result.study.groups} arrays"
+            if result.study.groups > 1
+            else "the array"
+        )
+        rows.append((f"With a disk down in {what}", f"{_number(result.degraded_hours_per_year)} hours a year"))
     if result.unavailability is None or result.availability_nines is None or result.downtime_minutes_per_year is None:
         return [*rows, ("Availability", "not told")]
     return [
@@ -190,7 +197,7 @@ def _curve_plot(result: Result) -> dict[str, str] | None:
     def draw(axes: Axes) -> None:
         if curve.exact is not None:
             label = "exact" if curve.exact_is_model else "Markov chain of the same mean times"
-            axes.plot(curve.years, curve.exact, color=_ORANGE, linewidth=2, label=label)
+            axes.plot((0.0, *curve.years), (0.0, *curve.exact), color=_ORANGE, linewidth=2, label=label)
         if curve.mc is not None:
             points = slice(3, None, 4)
             axes.plot(curve.years[points], curve.mc[points], "o", color=_BLUE, markersize=4.5, label="Monte Carlo", zorder=3)
@@ -204,7 +211,7 @@ def _curve_plot(result: Result) -> dict[str, str] | None:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="best")  # of a frail array the curve is in the upper left
 
     model = "exact curve beside Monte Carlo" if curve.exact_is_model else "Monte Carlo beside a Markov chain of the same mean times"
     return _svg("curve", f"Loss over time: {model}.", draw)
@@ -255,20 +262,24 @@ def _causes_plot(result: Result) -> dict[str, str] | None:
     return _svg("causes", "Causes of loss: what took the last redundancy.", draw)
 
 
+def year_hours(result: Result) -> dict[str, float]:
+    """Where a year goes: what is left of it without a lost disk, with lost disks and all data, without the data."""
+    lost_disk, down = result.degraded_hours_per_year or 0.0, (result.unavailability or 0.0) * HOURS_PER_YEAR
+    return {"whole": HOURS_PER_YEAR - lost_disk, "degraded": max(0.0, lost_disk - down), "without\nthe data": down}
+
+
 def _time_plot(result: Result) -> dict[str, str] | None:
-    """Hours a year, on a logarithmic scale: whole, degraded, without the data."""
+    """Hours a year, on a logarithmic scale: whole, degraded but with the data, without the data. They add up to a year."""
     if result.degraded_hours_per_year is None:
         return None
-    down = 0.0 if result.unavailability is None else result.unavailability * 8760
-    hours = {"whole": 8760 - result.degraded_hours_per_year, "degraded": result.degraded_hours_per_year, "without\nthe data": down}
-    hours = {name: value for name, value in reversed(hours.items()) if value > 0}
+    hours = {name: value for name, value in reversed(year_hours(result).items()) if value > 0}
 
     def draw(axes: Axes) -> None:
         colours = {"whole": _GREY, "degraded": _ORANGE}
         bars = axes.barh(list(hours), list(hours.values()), color=[colours.get(name, "#b3261e") for name in hours], height=0.5, log=True)
         axes.bar_label(bars, [f"{_number(value)} h" for value in hours.values()], padding=4)
         least = min(hours.values())
-        axes.set_xlim(least / 10, 8760 * (8760 / least) ** 0.35)
+        axes.set_xlim(least / 10, HOURS_PER_YEAR * (HOURS_PER_YEAR / least) ** 0.35)
         axes.set_xlabel("hours a year (logarithmic)")
         axes.grid(axis="y", visible=False)
 

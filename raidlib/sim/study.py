@@ -11,6 +11,7 @@ Where the model is a Markov chain (`Study.not_markov` is None) the answer is exa
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import math
@@ -25,7 +26,7 @@ import msgspec
 from ..errors import UsageError
 from ..model import Level, Struct, format_size, layout_name, layout_number
 from . import montecarlo
-from .chains import Group, of_many, sensitivities
+from .chains import Chain, Group, TooLargeError, of_many, sensitivities
 from .chains import Shock as GroupShock
 from .model import (
     HOURS_PER_YEAR,
@@ -50,7 +51,7 @@ Progress = Callable[[int, int], object]
 _ROUGH = 0.05  # relative standard error of what only tells a factor
 _ROUGH_STEPS = 1 << 25
 _COMPARED = 0.02  # of the Monte Carlo side that is shown beside an exact answer
-_SPARED_DISKS_MAX = 40
+_LOG_MEAN_MAX = 700.0  # of a mean in hours, whose inverse is a rate
 _SEEN = 1.05  # a factor that is more than noise
 _MATTERS = 1.1  # a factor below it is no improvement worth a sentence
 
@@ -97,7 +98,7 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
         if self.pool is not None and self.groups > 1:
             raise UsageError(f"{self.groups} groups and a pool: the groups of a pool are its own (pool groups)")
         if self.method == "exact" and (reason := self.not_markov) is not None:
-            raise UsageError(f"method exact: {reason}, and a Markov chain cannot have that; take method mc, or auto")
+            raise UsageError(f"method exact: {reason}, and no Markov chain can tell of that; take method mc, or auto")
         if self.disk_bytes is not None:
             check_number("bytes of a disk", self.disk_bytes, above=0)
         _ = self.system  # it refuses what does not fit together
@@ -138,7 +139,8 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
             (self.counting, "losses are counted one after the other"),
             ("lost_sets" in self._parts[0], "it depends on which disks are lost whether data are"),
         ]
-        return next((words for holds, words in reasons if holds), None)
+        words = next((words for holds, words in reasons if holds), None)
+        return words if words is not None or self.chain is not None else "its Markov chain has too many states"
 
     def _laws(self) -> Iterator[tuple[str, Law]]:
         yield "the life of a disk", self.lifetime
@@ -220,6 +222,14 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
             shocks=tuple(part for shock in self.shocks if shock.scope == "system" for part in _group_shocks(shock, disks)),
         )
 
+    @cached_property
+    def chain(self) -> Chain | None:
+        """The chain of `group`; None where it is too large to be solved in seconds."""
+        try:
+            return self.group().chain()
+        except TooLargeError:
+            return None
+
     @property
     def repair_words(self) -> str:
         """The repair discipline by name."""
@@ -227,23 +237,41 @@ class Study(Struct, frozen=True, kw_only=True, dict=True):
 
     def availability(self) -> float | None:
         """The long-run share of time in which at least one of the arrays is without its data (unavailability), arrays that lost data being
-        repaired like others; None for a pool.
-
-        None too where spares and so many disks make more states than are solved in a second, and below 1e-308.
+        repaired like others; None for a pool, where the chain is too large (many disks with spares), and below 1e-308.
 
         From mean times: exact for exponential times, and for any where all repairs run in parallel and nothing else is shared (the
         long-run state of a disk depends on its mean times only); else the Markov chain of the same means.
         """
-        if self.pool is not None or (self.spares is not None and self._parts[0]["disks"] > _SPARED_DISKS_MAX):
-            return None
-        table = self._parts[0].get("lost_sets")
-        down = self.group().unavailability(None if table is None else _lost_shares(table, self._parts[0]["disks"]))
-        return of_many(down, 1 - down, self.count) or None  # 0: it is below what a number can say
+        return self._down_and_degraded[0]
+
+    def degraded(self) -> float | None:
+        """The long-run share of time with a disk down in any of the arrays, outages included; None where `availability` is."""
+        return self._down_and_degraded[1]
+
+    @cached_property
+    def _down_and_degraded(self) -> tuple[float | None, float | None]:
+        """Both from one chain."""
+        says = self._parts[0]
+        if self.pool is not None:
+            return None, None
+        without_data = (
+            _lost_shares(says["lost_sets"], says["disks"])
+            if "lost_sets" in says
+            else [float(k > says["tolerance"]) for k in range(says["disks"] + 1)]
+        )
+        try:
+            shares = self.group().long_run(without_data, [0.0] + [1.0] * says["disks"])
+        except TooLargeError:
+            return None, None
+        down, degraded = (of_many(share, 1 - share, self.count) or None for share in shares)  # 0: it is below what a number can say
+        return down, degraded
 
 
 def mean_hours(law: Law) -> float:
-    """The mean of a law."""
+    """The mean of a law; UsageError if it has none, or one beyond all numbers."""
     if law.kind is LawKind.WEIBULL:
+        log_mean = math.log(law.scale_hours) + math.lgamma(1 + 1 / law.shape)
+        check_number(f"ln of the mean, hours, of a Weibull law of shape {law.shape:g}", log_mean, most=_LOG_MEAN_MAX)
         return law.location_hours + law.scale_hours * math.gamma(1 + 1 / law.shape)
     if law.kind is not LawKind.PIECEWISE:
         return law.scale_hours
@@ -253,7 +281,9 @@ def mean_hours(law: Law) -> float:
         total += math.exp(-before) * (end - start) * (-math.expm1(-rise) / rise if rise else 1.0)
     if not law.tail_per_hour:
         raise UsageError(f"a piecewise law whose hazard is 0 after {law.at_hours[-1]:g} hours has no mean; give it a hazard there")
-    return total + math.exp(-law.cumulative[-1]) / law.tail_per_hour
+    mean = total + math.exp(-law.cumulative[-1]) / law.tail_per_hour
+    check_number("the mean of a piecewise law, hours,", mean, most=math.exp(_LOG_MEAN_MAX))
+    return mean
 
 
 def scaled(law: Law, factor: float) -> Law:
@@ -354,7 +384,8 @@ class Result(Struct, frozen=True, kw_only=True):
     never 0. nines: -log10(p_loss), ± nines_error (half of the interval; 0 for an exact answer). losses: expected number, where they are
     counted. availability: long-run share of time with all data at hand, of which unavailability is the rest, in nines and minutes a year
     (None: not told, for a pool). causes: shares of the losses: at a whole disk, at a latent error, by a shock. degraded_hours_per_year:
-    with a disk down, of one array. eafdl: expected share of the data lost in a year; lost_bytes: expected, in the mission.
+    long-run hours with a disk down in any of the arrays, outages included (of a pool: in the missions, up to a loss). eafdl: expected
+    share of the data lost in a year; lost_bytes: expected, in the mission (None for both: not told, the assumptions say why).
     """
 
     p_loss: float
@@ -419,9 +450,16 @@ def _answer(study: Study, workers: int, progress: Progress | None = None, **less
     return of_estimate(study, montecarlo.simulate(study.system, seed=study.seed, workers=workers, progress=progress, **settings))
 
 
+def _chain(study: Study) -> Chain:
+    """Of a study that is_exact."""
+    if study.chain is None:
+        raise UsageError(f"method exact: {study.not_markov}")
+    return study.chain
+
+
 def exact_answer(study: Study) -> _Answer:
     """By the Markov chain."""
-    chain = study.group().chain()
+    chain = _chain(study)
     p = chain.loss_probability(study.hours, study.count)
     mttdl_years = chain.mttdl_hours(study.count) / HOURS_PER_YEAR
     return _Answer(p_loss=p, interval=(p, p), losses=p, none_seen=False, mttdl_years=mttdl_years, estimate=None)
@@ -440,8 +478,8 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
     estimate, down = answer.estimate, study.availability()
     low, high = answer.interval
     error = (math.log10(high) - math.log10(low)) / 2 if low > 0 else 0.0
-    degraded, causes = _degraded_and_causes(study, estimate)
-    years = study.years
+    degraded = _degraded(study, estimate)
+    sized = None if estimate is None or "lost_sets" in study._parts[0] else estimate  # a table says whether data are lost, not how many
     return Result(
         p_loss=answer.p_loss,
         p_loss_ci95=answer.interval,
@@ -459,10 +497,10 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
         seed=study.seed,
         words=_words(study, answer, error, improvements),
         losses=answer.losses if study.counting else None,
-        causes=None if answer.none_seen else causes,
-        degraded_hours_per_year=None if degraded is None else degraded / years,
-        eafdl=None if estimate is None else estimate.eafdl,
-        lost_bytes=None if estimate is None or estimate.lost_bytes is None else estimate.lost_bytes * study.count,
+        causes=None if answer.none_seen else _causes(study, estimate),
+        degraded_hours_per_year=None if degraded is None else degraded * HOURS_PER_YEAR,
+        eafdl=None if sized is None else sized.eafdl,
+        lost_bytes=None if sized is None or sized.lost_bytes is None else sized.lost_bytes * study.count,
         missions=None if estimate is None else estimate.missions,
         effective_missions=None if estimate is None else estimate.effective_missions,
         largest_share=None if estimate is None else estimate.largest_share,
@@ -474,27 +512,33 @@ def finish(study: Study, answer: _Answer, improvements: tuple[Improvement, ...],
     )
 
 
-def _degraded_and_causes(study: Study, estimate: Estimate | None) -> tuple[float | None, dict[str, float]]:
-    """Hours with a disk down in a mission of one array, and the shares of what the losses came by."""
+def _degraded(study: Study, estimate: Estimate | None) -> float | None:
+    """The share of time with a disk down in any of the arrays: in the long run, or else of the time that missions lived."""
+    share = study.degraded()
+    if share is not None or estimate is None or estimate.degraded_hours is None:
+        return share
+    lost = 0.0  # the mean over a mission of P(loss by then): a mission that ends with its loss is over for that share of its time
+    if not study.counting:
+        lost = sum(before + after for before, after in itertools.pairwise((0.0, *estimate.p_by_time))) / (2 * BINS)
+    of_one = min(1.0, estimate.degraded_hours / (study.hours * (1 - lost)))
+    return of_many(of_one, 1 - of_one, study.count)
+
+
+def _causes(study: Study, estimate: Estimate | None) -> dict[str, float]:
+    """Shares of what the losses came by."""
     if estimate is not None:
-        causes = {"latent": estimate.by_latent, "shock": estimate.by_shock}
-        causes = {"disk": max(0.0, 1 - sum(causes.values())), **causes}
-        if estimate.degraded_hours is not None or study.pool is not None:
-            return estimate.degraded_hours, causes
-    group = study.group() if estimate is None else msgspec.structs.replace(study.group(), latent_per_hour=0.0)
-    chain = group.chain()
-    if estimate is None:
-        by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
-        causes = {cause: hours / sum(by.values()) for cause, hours in by.items()}
-    return chain.by(study.hours, group.degraded(chain))[0], causes
+        return {"disk": max(0.0, 1 - estimate.by_latent - estimate.by_shock), "latent": estimate.by_latent, "shock": estimate.by_shock}
+    group, chain = study.group(), _chain(study)
+    by = dict(zip(("disk", "latent", "shock"), chain.by(study.hours, *group.losses_by_cause(chain)), strict=True))
+    return {cause: losses / sum(by.values()) for cause, losses in by.items()}
 
 
 def _curve(study: Study, answer: _Answer, workers: int) -> Curve:
     """P(loss) over the mission, from both sides."""
     times = [study.hours * (k + 1) / BINS for k in range(BINS)]
     exact = None
-    if study.pool is None and not study.counting and "lost_sets" not in study._parts[0]:
-        exact = tuple(study.group().chain().loss_curve(times, study.count))
+    if study.pool is None and not study.counting and "lost_sets" not in study._parts[0] and study.chain is not None:
+        exact = tuple(study.chain.loss_curve(times, study.count))
     estimate = answer.estimate
     if estimate is None:
         estimate = montecarlo.simulate(study.system, seed=study.seed, workers=workers, relative_error=_COMPARED, steps_max=_ROUGH_STEPS)
@@ -526,63 +570,70 @@ _NAMES = {  # of chains.Sensitivity
 }
 
 
-def _changes(study: Study) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
-    """Inputs that can be twice as good: name, words, whether by operation, and what is replaced in the study."""
+def _changes(study: Study) -> Iterator[tuple[str, str, bool, Callable[[], Study]]]:
+    """Inputs that can be twice as good: name, words, whether by operation, and what makes the study with it."""
     replace = msgspec.structs.replace
-    yield "repair", "the rebuild time", True, {"repair": replace(study.repair, duration=scaled(study.repair.duration, 0.5))}
-    if study.repair.crews is not None:
-        yield "crews", "the number of rebuilds that run at a time", True, {"repair": replace(study.repair, crews=None)}
-    if study.spares is not None:
-        delay = scaled(study.spares.replacement, 0.5)
-        yield "replacement", "the time until a new disk is brought", True, {"spares": replace(study.spares, replacement=delay)}
-        yield "spares", "the number of spares", True, {"spares": replace(study.spares, count=study.spares.count + 1)}
-    if study.latent is not None:
-        rarer = replace(study.latent, mean_hours=2 * study.latent.mean_hours)
-        scrub = None if study.latent.scrub is None else scaled(study.latent.scrub, 0.5)
-        if scrub is not None:
-            yield "scrub", "the time between scrubs", True, {"latent": replace(study.latent, scrub=scrub)}
-        yield "latent", "the rate of latent errors", False, {"latent": rarer}
+    repair, spares, latent, shelves, batches = study.repair, study.spares, study.latent, study.shelves, study.batches
+    yield "repair", "the rebuild time", True, lambda: replace(study, repair=replace(repair, duration=scaled(repair.duration, 0.5)))
+    if (crews := repair.crews) is not None:
+        more = 2 * crews
+        yield "crews", "the number of rebuilds that run at a time", True, lambda: replace(study, repair=replace(repair, crews=more))
+    if spares is not None:
+        sooner = scaled(spares.replacement, 0.5)
+        words = "the time until a new disk is brought"
+        yield "replacement", words, True, lambda: replace(study, spares=replace(spares, replacement=sooner))
+        yield "spares", "the number of spares", True, lambda: replace(study, spares=replace(spares, count=spares.count + 1))
+    if latent is not None:
+        if (scrub := latent.scrub) is not None:
+            yield "scrub", "the time between scrubs", True, lambda: replace(study, latent=replace(latent, scrub=scaled(scrub, 0.5)))
+        rarer = 2 * latent.mean_hours
+        yield "latent", "the rate of latent errors", False, lambda: replace(study, latent=replace(latent, mean_hours=rarer))
     if study.shocks:
-        yield (
-            "shocks",
-            "what kills several disks at once",
-            True,
-            {"shocks": tuple(replace(s, per_year=s.per_year / 2) for s in study.shocks)},
-        )
-    if study.shelves is not None and study.shelves.boost_factor > 1:
-        calm = max(1.0, study.shelves.boost_factor / 2)
-        yield "shelves", "what disks of one shelf do to each other", True, {"shelves": replace(study.shelves, boost_factor=calm)}
-    if study.batches is not None and study.batches.probability > 0:
-        better = replace(study.batches, probability=study.batches.probability / 2)
-        yield "batches", "the mixture of batches", True, {"batches": better}
-    yield "lifetime", "the disks' failure rate", False, {"lifetime": scaled(study.lifetime, 2.0)}
+        fewer = tuple(replace(shock, per_year=shock.per_year / 2) for shock in study.shocks)
+        yield "shocks", "what kills several disks at once", True, lambda: replace(study, shocks=fewer)
+    if shelves is not None and shelves.boost_factor > 1:
+        calm = replace(shelves, boost_factor=max(1.0, shelves.boost_factor / 2))
+        yield "shelves", "what disks of one shelf do to each other", True, lambda: replace(study, shelves=calm)
+    if batches is not None and batches.probability > 0:
+        better = replace(batches, probability=batches.probability / 2)
+        yield "batches", "the mixture of batches", True, lambda: replace(study, batches=better)
+    yield "lifetime", "the disks' failure rate", False, lambda: replace(study, lifetime=scaled(study.lifetime, 2.0))
 
 
 def _improvements(study: Study, answer: _Answer, workers: int) -> tuple[Improvement, ...]:
-    """Each change's gain, largest first; none where few missions carry the answer, nor for what few would carry."""
+    """Each change's gain, largest first. None where few missions carry the answer; what few would carry, and what is beyond a limit if it
+    is twice as good (spares, states, digits), is left out.
+    """
     if answer.none_seen or (answer.estimate is not None and answer.estimate.is_weak):
         return ()
     slopes: dict[str, float] = {}
     if study.is_exact:
-        slopes = {one.name: one.elasticity for one in sensitivities(study.group(), study.hours, study.count)}
+        with contextlib.suppress(UsageError):
+            slopes = {one.name: one.elasticity for one in sensitivities(study.group(), study.hours, study.count)}
     found = []
     for name, words, operable, change in _changes(study):
-        changed = msgspec.structs.replace(study, **change)
-        better = _answer(changed, workers, missions=None, relative_error=_ROUGH, steps_max=_ROUGH_STEPS)
-        if better.estimate is not None and better.estimate.is_weak:
-            continue
-        factor = None if better.none_seen else answer.losses / better.losses
-        found.append(Improvement(input=name, words=words, factor=factor, elasticity=slopes.get(_NAMES.get(name, "")), operable=operable))
+        with contextlib.suppress(UsageError):
+            better = _answer(change(), workers, missions=None, relative_error=_ROUGH, steps_max=_ROUGH_STEPS)
+            if better.estimate is not None and better.estimate.is_weak:
+                continue
+            factor = None if better.none_seen else answer.losses / better.losses
+            found.append(
+                Improvement(input=name, words=words, factor=factor, elasticity=slopes.get(_NAMES.get(name, "")), operable=operable)
+            )
     return tuple(sorted(found, key=lambda one: -(one.factor or math.inf)))
 
 
 # --- Words ----------------------------------------------------------------------------------------------------------------------------
 
 
-def survival_words(loss: float) -> str:
-    """1 - loss with two digits of what is missing: 0.99999989."""
+def survival_words(loss: float, loss_low: float = 1.0) -> str:
+    """1 - loss with two digits of what is missing: 0.99999989; or of what is left, where that is little: 0.0076. `loss_low`, the low end of
+    its interval, says how little is left where a loss is certain to all digits.
+    """
     if loss >= 1:
-        return "0"
+        return f"below {max(1 - loss_low, 1e-16):.2g}"
+    if loss > 0.9:
+        return f"{1 - loss:.2g}"
     digits = max(2, math.ceil(-math.log10(loss)) + 1)
     with localcontext() as context:
         context.prec = digits + 10
@@ -609,7 +660,7 @@ def _words(study: Study, answer: _Answer, error: float, improvements: tuple[Impr
         seen = f"no loss seen in {answer.estimate.missions} missions of {time}"
         return f"{seen}: at least {survival_words(answer.p_loss)} of keeping all data, {nines:.1f} nines or more (95 % sure)"
     how_sure = " (exact)" if answer.estimate is None else f" ± {error:.2g}"
-    text = f"{survival_words(answer.p_loss)} of keeping all data for {time}, {nines:.2f} nines{how_sure}"
+    text = f"{survival_words(answer.p_loss, answer.interval[0])} of keeping all data for {time}, {nines:.2f} nines{how_sure}"
     if study.counting:
         text += f"; {answer.losses:.4g} losses expected"
     if answer.estimate is not None and answer.estimate.is_weak:
@@ -651,6 +702,7 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
     says = study._parts[0]
     if "lost_sets" in says:
         yield f"Which of the 2^{says['disks']} sets of lost disks lose data is the engine's verdict, set by set."
+        yield "How many data a loss costs is not told (bytes, EAFDL): often a part, one mirror of many; the verdict says only whether any."
     else:
         shape, count = study.independent
         if shape != study.shape:
@@ -689,15 +741,23 @@ def assumptions(study: Study, estimator: str | None) -> Iterator[str]:
         bad = f"each bad with probability {study.batches.probability:g}: {study.batches.factor:g} times the hazard"
         yield f"Batches of {study.batches.disks} disks, {bad}."
     if study.disk_bytes is not None:
-        yield f"A disk holds {format_size(study.disk_bytes)}."
+        untold = (
+            "" if estimator else " The bytes lost are not told: a Markov chain says whether data are lost, not how many; method mc does."
+        )
+        yield f"A disk holds {format_size(study.disk_bytes)}.{untold}"
     yield from study.notes
     yield {
         None: "Answered by a Markov chain in subtraction-free arithmetic: exact to 12 digits.",
         "crude": "Answered by missions drawn at random, and losses counted.",
         "rare": "Answered by importance sampling of missions drawn at random (a biased branch for each time with disks down), unbiased.",
     }[estimator]
-    if study.pool is None and (study.not_markov is not None or study.latent is not None):
-        yield "Availability from mean times, without latent errors, shelves, batches; exact if repairs are parallel and nothing is shared."
+    if study.pool is None and study.degraded() is None:
+        yield "Availability is not told: its Markov chain has too many states (disks with spares, shocks)."
+    elif study.pool is None and (study.not_markov is not None or study.latent is not None):
+        yield (
+            "Availability and degraded time from mean times, without latent errors, shelves and shocks to them, batches; "
+            "exact if repairs are parallel and nothing is shared."
+        )
     yield "Left out: what is not named here (mistakes of people, firmware, fire, theft) and whatever a backup brings back."
 
 

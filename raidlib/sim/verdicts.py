@@ -40,6 +40,8 @@ def _geometry(shape: Shape) -> Any:
         raise UsageError(f"an array of {slots} members: 1 to {lib.RL_SLOTS_MAX} are possible")
     if shape.level is Level.RS:
         layout = 2 if shape.parity is None else shape.parity
+        if not 1 <= layout <= lib.RL_PARITY_MAX:
+            raise UsageError(f"level rs with {layout} parity disks: 1 to {lib.RL_PARITY_MAX} are possible")
     else:
         layout = layout_number(shape.level, shape.layout)
     chunk = 0 if shape.level is Level.RAID1 else _CHUNK_SECTORS
