@@ -331,6 +331,15 @@ static double lacking(const struct sim_unit *unit, double t)
     return unit->phase == SIM_REBUILDING && t > unit->begun ? (unit->due - t) / (unit->due - unit->begun) : 1;
 }
 
+double rl_sim_lacking(const struct sim *sim, double t)
+{
+    double least = 1;
+    for (uint32_t i = 0; i < sim->down; i++)
+        if (lacking(&sim->unit[sim->downs[i]], t) < least)
+            least = lacking(&sim->unit[sim->downs[i]], t);
+    return least;
+}
+
 /* Pieces of a pool's group that are neither on a working disk nor rebuilt yet. */
 static uint32_t missing_pieces(const struct sim *sim, uint32_t group, double t)
 {
@@ -355,10 +364,7 @@ bool rl_sim_is_loss(const struct sim *sim, uint32_t index, double t, double *fra
     if (sim->down <= model->tolerance)
         return false;
     if (!model->groups) {
-        /* All rebuilds go through the stripes in one order, so a stripe is lost if none of them has passed it. */
-        for (uint32_t i = 0; i < sim->down; i++)
-            if (lacking(&sim->unit[sim->downs[i]], t) < *fraction)
-                *fraction = lacking(&sim->unit[sim->downs[i]], t);
+        *fraction = rl_sim_lacking(sim, t);
         return true;
     }
     uint32_t lost = 0;

@@ -228,6 +228,8 @@ double rl_sim_due(const struct sim *sim, uint32_t *what);
 uint32_t rl_sim_settle(struct sim *sim, uint32_t what, double t);
 /* Whether what is down now, of which `unit` is the last, is a loss; of which fraction of the data. */
 bool rl_sim_is_loss(const struct sim *sim, uint32_t unit, double t, double *fraction);
+/* The share of the stripes that none of the rebuilds has passed: all go through them in one order. */
+double rl_sim_lacking(const struct sim *sim, double t);
 /* Sum of the expected latent errors on the units without any of which data would be lost since `unit` went down; and forgets them where they are found not to be there. */
 double rl_sim_latent(const struct sim *sim, uint32_t unit, double t);
 void rl_sim_is_clean(struct sim *sim, uint32_t unit, double t);

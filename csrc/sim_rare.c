@@ -272,11 +272,7 @@ static void score_kill(struct rare *rare, const struct sim *sim, const struct wi
     uint32_t index;
     double probability = strike(sim, w, true, &index, &s);
     if (!sim->model->lost_sets)
-        for (uint32_t i = 0; i < sim->down; i++) {
-            const struct sim_unit *unit = &sim->unit[sim->downs[i]];
-            double lacks = unit->phase == SIM_REBUILDING ? (unit->due - s) / (unit->due - unit->begun) : 1;
-            fraction = lacks < fraction ? lacks : fraction;
-        }
+        fraction = rl_sim_lacking(sim, s);
     note(rare, sim, weight * probability, fraction, s);
 }
 
@@ -305,11 +301,21 @@ static double down(struct rare *rare, struct sim *sim, uint32_t index, double t,
     return weight * sim_exp(-expected);
 }
 
+/* A shock at t. Where it scores, its victims are drawn evenly half of the time (R4). Returns the weight of what goes on. */
+static double shock_down(struct rare *rare, struct sim *sim, double t, double weight, bool scores)
+{
+    double ratio = 1;
+    uint32_t count = rl_sim_shock(sim, sim->pick, scores ? &ratio : NULL);
+    weight *= ratio;
+    for (uint32_t i = 0; i < count && weight > 0; i++)
+        weight = down(rare, sim, sim->pick[i], t, weight, scores, true);
+    return weight;
+}
+
 /* R4, upwards: a strike that is no loss by itself. Returns the weight, *t its time. */
 static double go_up(struct rare *rare, struct sim *sim, const struct window *w, enum source source, double weight, double *t)
 {
     uint32_t index;
-    double ratio;
     if (source == ANY) {
         double shocks = w->shock / (w->live + w->shock); /* more often than they come: one may do what many failures do */
         if (w->shock > 0 && w->live > 0 && shocks < SHOCKS)
@@ -322,11 +328,7 @@ static double go_up(struct rare *rare, struct sim *sim, const struct window *w, 
         return down(rare, sim, index, *t, weight, true, false);
     }
     weight *= strike_by_shock(sim, w, t);
-    uint32_t count = rl_sim_shock(sim, sim->pick, &ratio);
-    weight *= ratio;
-    for (uint32_t i = 0; i < count && weight > 0; i++)
-        weight = down(rare, sim, sim->pick[i], *t, weight, true, true);
-    return weight;
+    return shock_down(rare, sim, *t, weight, true);
 }
 
 /* Nothing strikes in the window. */
@@ -410,12 +412,8 @@ static double go_main(struct rare *rare, const struct window *w, double weight, 
     struct sim *sim = &rare->main;
     bool whole = !sim->down;
     uint32_t index = strike_any(sim, w, t);
-    if (index == sim->model->disks) {
-        uint32_t count = rl_sim_shock(sim, sim->pick, NULL);
-        for (uint32_t i = 0; i < count && weight > 0; i++)
-            weight = down(rare, sim, sim->pick[i], *t, weight, false, true);
-        return weight;
-    }
+    if (index == sim->model->disks)
+        return shock_down(rare, sim, *t, weight, false);
     if (w->uniform ? w->kill > 0 : w->needed[index])
         return 0;
     weight = down(rare, sim, index, *t, weight, whole, false);

@@ -36,7 +36,6 @@ BUILD = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
 TESTS = ("bitmap", "bitmap_trust", "partial_failures", "array", "bad_blocks", "jobs", "replace", "space")
 NEAREST = {
     "bad": "bad_blocks",
-    "bitmap": "bitmap",
     "recover": "replace",
     "sync": "jobs",
     "mirror": "partial_failures",
