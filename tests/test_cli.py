@@ -8,6 +8,7 @@ import os
 import pty
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -346,13 +347,17 @@ def answer_on_a_terminal(answer, *words):
     if pid == 0:
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "raidlib", *map(str, words)])
-    seen = b""
+    seen, asked = b"", False
     with contextlib.suppress(OSError):  # the terminal ends with the process
-        while data := os.read(terminal, 4096):
-            seen += data
-            if b"[y/N]" in seen and answer:
-                os.write(terminal, answer)
-                answer = b""
+        while True:
+            if select.select([terminal], [], [], 2)[0]:
+                seen += os.read(terminal, 4096)
+                if asked or b"[y/N]" not in seen:
+                    continue
+                asked = True
+            elif not asked or answer != b"\x03":
+                continue  # only Ctrl-C is said again: Python does not see one that comes just before it begins to read
+            os.write(terminal, answer)
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
 

@@ -14,7 +14,7 @@ import pytest
 import raidlib
 from raidlib import lab
 
-DEADLINE = 0.25  # seconds
+DEADLINE = 1.0 if "ASAN_OPTIONS" in os.environ else 0.25  # seconds; a member in Python must make it while it is well, under sanitizers too
 SLACK = 1.0
 SIZE = 8 << 20
 
@@ -154,7 +154,7 @@ def test_the_member_is_named_with_the_reason(silent):
         devices[0].hush("write")
         array.pwrite(bytes(range(256)) * 1000, 0)
         gone = next(member for member in array.status().members if member.state == "faulty")
-        assert "has not answered for 0.2 seconds" in gone.reason or "has not answered for 0.3 seconds" in gone.reason
+        assert f"has not answered for {DEADLINE:.1f} seconds" in gone.reason
         assert states(array).count("in_sync") == 2
 
 

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import math
+import os
 import time
 
 import numpy as np
@@ -317,7 +318,7 @@ def test_truncation_matters():
 
 
 def test_a_large_fit_is_fast():
-    """100,000 rows in 50 ms, measured 25; here twice that, of processor time, on whatever machine this is."""
+    """100,000 rows in 50 ms, measured 25; here twice that, of processor time, on whatever machine this is; more under sanitizers."""
     rng = np.random.default_rng(1)
     seen = drawn(rng, 100_000, 1.12, 461386.0, rng.uniform(0, 40000, 100_000), rng.uniform(1000, 40000, 100_000))
     spent = []
@@ -325,7 +326,7 @@ def test_a_large_fit_is_fast():
         start = time.process_time()
         fits.fit_weibull(seen)
         spent.append(time.process_time() - start)
-    assert sorted(spent)[2] < 0.1
+    assert sorted(spent)[2] < (1.0 if "ASAN_OPTIONS" in os.environ else 0.1)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
