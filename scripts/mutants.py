@@ -11,6 +11,7 @@ program, and then docs/mutants.md says why, or there is a hole in the campaign. 
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -42,6 +43,7 @@ NEAREST = {
     "devices": "partial_failures",
 }
 SLOW = "power_cuts or scratched"  # a minute for what the others notice in seconds, if it can be noticed by them
+KILLERS = 12  # tests that have noticed most mutants so far, which each next one meets before the rest
 TIME_LIMIT_S = 1200  # of each part, for the engine as it is
 SLOWER, BUSY_S = 4, 60  # a mutant whose part takes so many times longer, and so many seconds more, hangs
 
@@ -256,17 +258,23 @@ def why(output: str) -> str:
     return (lines[-1] if lines else output.strip().splitlines()[-1] if output.strip() else "")[:200]
 
 
-def short_campaign(place: str) -> list[list[str]]:
-    """The commands that are to notice a mutant of that place: what notices most in least time first."""
+def short_campaign(place: str, killers: list[str] | None = None) -> list[list[str]]:
+    """The commands that are to notice a mutant of that place: what notices most in least time first. With tests that are known to notice
+    much, they are the second command, in place of none.
+    """
     first = [test for start, test in NEAREST.items() if place.startswith(start)]
     files = [f"tests/test_{name}.py" for name in dict.fromkeys((*first, *TESTS))]
     crash = ["scripts/crash.py", "--first", "--most", "12", "--states"]
     pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-xq", "--timeout=120"]
-    parts = ([*crash, "2400"], [*pytest, "-k", f"not ({SLOW})", *files], [*crash, "12000", "--seed", "1"], [*pytest, "-k", SLOW, *files])
+    parts = [[*crash, "2400"], [*pytest, "-k", f"not ({SLOW})", *files], [*crash, "12000", "--seed", "1"], [*pytest, "-k", SLOW, *files]]
+    if killers:
+        parts.insert(1, [*pytest, *killers])
     return [[sys.executable, *part] for part in parts]
 
 
-def judge(mutant: Mutant | None, command: list[str], limits_s: list[float], parent: Path) -> tuple[str, str, list[float]]:
+def judge(
+    mutant: Mutant | None, command: list[str], limits_s: list[float], parent: Path, killers: collections.Counter[str]
+) -> tuple[str, str, list[float]]:
     """(killed | survived | does not build, the words, the seconds that each part of the campaign took). command: in place of that."""
     folder = Path(tempfile.mkdtemp(prefix="mutant-", dir=parent))
     try:
@@ -286,12 +294,17 @@ def judge(mutant: Mutant | None, command: list[str], limits_s: list[float], pare
         if not where.startswith(str(folder)):
             raise SystemExit(f"mutants: the tests would look at {where.strip()}")
         took_s = []
-        campaign = [command] if command else short_campaign(mutant.place if mutant else "")
-        for part, limit_s in zip(campaign, limits_s, strict=False):
+        first = [test for test, _count in killers.copy().most_common(KILLERS)]  # other threads add to it
+        campaign = [command] if command else short_campaign(mutant.place if mutant else "", first)
+        if len(campaign) > len(limits_s):
+            limits_s = [*limits_s[:2], *limits_s[1:]]
+        for part, limit_s in zip(campaign, limits_s, strict=True):
             began = time.monotonic()
             code, output = run(part, folder, limit_s)
             took_s.append(time.monotonic() - began)
             if code:
+                if part is not campaign[-1] and (test := re.search(r"^FAILED (.+?)(?: - |$)", output, re.MULTILINE)):
+                    killers[test[1]] += 1
                 return "killed", why(output), took_s
         return "survived", "", took_s
     finally:
@@ -316,13 +329,14 @@ def main() -> int:
     unexplained = []
     with tempfile.TemporaryDirectory(prefix="raidlib-mutants-") as parent:
         parts = 1 if options.command else len(short_campaign(""))
-        said, text, took_s = judge(None, options.command, [TIME_LIMIT_S] * parts, Path(parent))
+        killers: collections.Counter[str] = collections.Counter()
+        said, text, took_s = judge(None, options.command, [TIME_LIMIT_S] * parts, Path(parent), killers)
         if said != "survived":
             raise SystemExit(f"mutants: the engine as it is does not pass: {said}: {text}")
         print(f"the engine as it is passes, in {' + '.join(f'{one:.0f}' for one in took_s)} s; {len(chosen)} mutants", flush=True)
         limits_s = [SLOWER * one + BUSY_S for one in took_s]
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            judged = {pool.submit(judge, mutant, options.command, limits_s, Path(parent)): mutant for mutant in chosen}
+            judged = {pool.submit(judge, mutant, options.command, limits_s, Path(parent), killers): mutant for mutant in chosen}
             for done in concurrent.futures.as_completed(judged):
                 mutant, (said, text, took_s) = judged[done], done.result()
                 counts[said] += 1
