@@ -9,6 +9,7 @@
  *              failed              parked ────────────────────────────┘──► thrown away
  *
  *   D1  A caller waits no longer than the deadline (and one look) after its request went into service, or, for one that waits for service, after the last answer of any.
+ *       Requests to several members that were submitted together share that time: it is not waited out for one after the other.
  *   D2  A lane that missed it once is fenced: nothing is submitted any more, every caller is told -ENODEV, those in service are parked.
  *   D3  The memory of an ask is the lane's: an answer that comes late finds it, and reaches nobody.
  *   D4  The member lives until it is closed and every thread that serves it has come back: so it is closed by the last, which may be the one that hung.
@@ -24,6 +25,7 @@ struct ask {
     struct ask *next;
     void *buffer; /* room for `capacity` bytes */
     uint64_t capacity, offset, length;
+    uint64_t since_ns; /* when it began to wait, or went into service */
     uint8_t op, flags;
     bool in_service, answered, parked;
     int result;
@@ -34,7 +36,7 @@ struct lane {
     pthread_cond_t work, answers;
     struct ask *first, **last; /* waiting */
     struct ask *spare; /* to be used again */
-    uint64_t deadline_ns, answer_count;
+    uint64_t deadline_ns, answer_count, answer_ns; /* answer_ns: when the last one came */
     unsigned parked, threads; /* threads: that have still to come back from rl_member_serve */
     bool fenced, closed;
 };
@@ -133,6 +135,7 @@ void rl_lane_submit(struct rl_io *io)
         io->ask = NULL;
         io->result = fenced_error(io->member, io->offset);
     } else {
+        ask->since_ns = now_ns();
         *lane->last = ask;
         lane->last = &ask->next;
         pthread_cond_signal(&lane->work);
@@ -157,19 +160,21 @@ struct patience {
 
 /* D1. Lock held. Waits for a while; false: the deadline has passed. Time in which this process did not run itself (stopped, or its machine was) counts for one look only:
  * else all members would miss their deadlines at once. */
-static bool wait_a_while(struct lane *lane, const struct ask *ask, struct patience *p)
+static bool wait_a_while(struct lane *lane, const struct ask *ask, struct patience *p, uint64_t *waited_ns)
 {
     uint64_t look = rl_min(lane->deadline_ns / 8 + 1, LOOK_NS), before = now_ns(), until_ns = before + look;
     struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
     pthread_cond_timedwait(&lane->answers, &lane->lock, &until);
     bool gets_on = ask->in_service != p->in_service || (!ask->in_service && lane->answer_count != p->answers);
-    p->waited_ns = gets_on ? 0 : p->waited_ns + rl_min(now_ns() - before, 2 * look);
+    uint64_t counted = rl_min(now_ns() - before, 2 * look);
+    p->waited_ns = gets_on ? 0 : p->waited_ns + counted;
+    *waited_ns += counted;
     p->answers = lane->answer_count;
     p->in_service = ask->in_service;
     return p->waited_ns < lane->deadline_ns;
 }
 
-void rl_lane_wait(struct rl_io *io)
+void rl_lane_wait(struct rl_io *io, uint64_t *waited_ns)
 {
     struct lane *lane = io->member->lane;
     struct ask *ask = io->ask;
@@ -178,8 +183,10 @@ void rl_lane_wait(struct rl_io *io)
     pthread_mutex_lock(&lane->lock);
     patience.in_service = ask->in_service;
     patience.answers = lane->answer_count;
+    /* of what was waited for others since it got on last */
+    patience.waited_ns = rl_min(*waited_ns, now_ns() - (ask->in_service ? ask->since_ns : rl_max(ask->since_ns, lane->answer_ns)));
     while (!ask->answered && !lane->fenced) {
-        if (!wait_a_while(lane, ask, &patience) && !ask->answered)
+        if ((patience.waited_ns >= lane->deadline_ns || !wait_a_while(lane, ask, &patience, waited_ns)) && !ask->answered)
             fence(lane);
     }
     bool answered = ask->answered, in_service = ask->in_service && !answered;
@@ -227,11 +234,13 @@ static void serve_one(rl_member *member, struct lane *lane, struct ask *ask)
         lane->last = &lane->first;
     ask->next = NULL;
     ask->in_service = true;
+    ask->since_ns = now_ns();
     pthread_mutex_unlock(&lane->lock);
     rl_member_do(&io);
     pthread_mutex_lock(&lane->lock);
     ask->result = io.result;
     lane->answer_count++;
+    lane->answer_ns = now_ns();
     if (ask->parked) {
         put_spare(lane, ask);
         lane->parked--;

@@ -117,7 +117,8 @@ void rl_member_free(rl_member *member); /* nobody has it any more */
 
 /* deadline.c */
 void rl_lane_submit(struct rl_io *io);
-void rl_lane_wait(struct rl_io *io);
+/* *waited_ns: how long the caller has waited so far for what was submitted together with it. */
+void rl_lane_wait(struct rl_io *io, uint64_t *waited_ns);
 void rl_lane_close(struct lane *lane);
 void rl_lane_free(struct lane *lane);
 

@@ -558,6 +558,7 @@ void rl_member_do(struct rl_io *io)
 
 void rl_io_run(struct rl_io *ios, unsigned count)
 {
+    uint64_t waited_ns = 0;
     for (unsigned i = 0; i < count; i++) {
         ios[i].ask = NULL;
         ios[i].result = rl_member_noted(ios[i].member, check_io(&ios[i]));
@@ -570,7 +571,7 @@ void rl_io_run(struct rl_io *ios, unsigned count)
     }
     for (unsigned i = 0; i < count; i++) {
         if (ios[i].ask)
-            rl_lane_wait(&ios[i]);
+            rl_lane_wait(&ios[i], &waited_ns);
     }
 }
 
