@@ -707,12 +707,14 @@ struct rl_sim_sums {
 
 /* Bytes of scratch for a model, 0 for one that is not valid: rl_last_error().text says why. */
 uint64_t rl_sim_scratch_bytes(const struct rl_sim_model *model);
-/* Plays `missions` missions. Returns 0, or -EINVAL for a model that is not valid. */
-int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch,
+/* Plays `missions` missions. stop: NULL, or a word that another thread makes 1 to have the call end soon. Returns 0, -EINVAL for a model that is not valid, or -ECANCELED: stopped, and *out is of
+ * no use. */
+int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, const uint32_t *stop,
                  struct rl_sim_sums *out);
 /* The same, for losses that are rare: P(loss) without bias and with small variance, by a conditioned first strike and a biased branch for every episode with disks down. Groups of at most
  * RL_SIM_RARE_DISKS_MAX disks, not counting. */
-int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out);
+int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, const uint32_t *stop,
+                struct rl_sim_sums *out);
 /* The time by which a share of 1 - exp(-cumulative) of a law has ended, and its inverse: for tests and plots. */
 double rl_sim_law_time(const struct rl_sim_law *law, double cumulative);
 double rl_sim_law_hazard(const struct rl_sim_law *law, double hours);

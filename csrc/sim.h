@@ -198,6 +198,7 @@ struct sim {
     const struct rl_sim_model *model;
     struct sim_random *random;
     struct rl_sim_sums *sums;
+    const uint32_t *stop; /* or NULL */
     struct sim_unit *unit;
     uint32_t *downs; /* units that are not UP, in the order in which they went down */
     double *orders;  /* arrivals to come, in no order */
@@ -212,6 +213,12 @@ struct sim {
     double cohort_hazard, cohort_fails, shock_at, shock_per_hour, degraded_since;
     bool blocked; /* counting: a loss is being mended */
 };
+
+/* Whether another thread has asked for the end. */
+static inline bool sim_is_stopped(const struct sim *sim)
+{
+    return sim->stop && __atomic_load_n(sim->stop, __ATOMIC_RELAXED);
+}
 
 /* Why a model is not valid, or NULL. */
 const char *rl_sim_problem(const struct rl_sim_model *model);

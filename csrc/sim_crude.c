@@ -207,7 +207,7 @@ static void play(struct sim *sim)
     const double end = sim->model->mission_hours;
     bool over = false;
     double t = 0;
-    while (!over) {
+    while (!over && !sim_is_stopped(sim)) {
         uint32_t what = 0;
         double due = sim->down || sim->order_count ? rl_sim_due(sim, &what) : SIM_NEVER;
         double fails = sim->heap_count ? sim->unit[sim->heap[0]].fails : SIM_NEVER;
@@ -276,7 +276,8 @@ static uint64_t pass_over(struct sim *sim)
     return whole;
 }
 
-int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out)
+int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, const uint32_t *stop,
+                 struct rl_sim_sums *out)
 {
     const char *problem = rl_sim_problem(model);
     if (problem)
@@ -291,6 +292,7 @@ int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block
     rl_sim_lay_out(&sim, model, scratch);
     sim.random = &random;
     sim.sums = out;
+    sim.stop = stop;
     sim.shock_at = SIM_NEVER;
     for (uint64_t mission = 0; mission < missions; mission++) {
         if (alike && (mission += pass_over(&sim)) >= missions)
@@ -307,6 +309,8 @@ int rl_sim_crude(const struct rl_sim_model *model, uint64_t seed, uint64_t block
         double score = out->score, fraction = out->fraction;
         play(&sim);
         keep_score(out, out->score - score, out->fraction - fraction);
+        if (sim_is_stopped(&sim))
+            return rl_fail(ECANCELED, CALL, -1, 0, "stopped");
     }
     out->missions = missions;
     return 0;

@@ -352,7 +352,7 @@ static void play_branch(struct rare *rare, struct sim *sim, double t, double wei
 {
     struct window *w = &rare->window;
     rare->levels = 0;
-    for (bool forced = source == SHOCK; weight > 0 && t < sim->model->mission_hours && (sim->down || forced);
+    for (bool forced = source == SHOCK; weight > 0 && t < sim->model->mission_hours && (sim->down || forced) && !sim_is_stopped(sim);
          forced = false, source = ANY) {
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
@@ -428,7 +428,7 @@ static void play_main(struct rare *rare)
     struct sim *sim = &rare->main;
     struct window *w = &rare->window;
     double t = 0, weight = 1;
-    for (bool first = true; weight > 0 && t < sim->model->mission_hours;) {
+    for (bool first = true; weight > 0 && t < sim->model->mission_hours && !sim_is_stopped(sim);) {
         uint32_t what = SIM_NOWHERE;
         look(sim, w, t, &what);
         sim->sums->steps++;
@@ -449,7 +449,8 @@ static void play_main(struct rare *rare)
     }
 }
 
-int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, struct rl_sim_sums *out)
+int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block, uint64_t missions, void *scratch, const uint32_t *stop,
+                struct rl_sim_sums *out)
 {
     const char *problem = rl_sim_problem(model);
     if (!problem && (model->disks > RL_SIM_RARE_DISKS_MAX || model->groups || model->counting))
@@ -464,6 +465,7 @@ int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block,
     rl_sim_lay_out(&rare.branch, model, (char *)scratch + half);
     rare.main.random = rare.branch.random = &random;
     rare.main.sums = rare.branch.sums = out;
+    rare.main.stop = rare.branch.stop = stop;
     for (uint64_t mission = 0; mission < missions; mission++) {
         rl_sim_begin(&rare.main);
         rare.score = rare.fraction = 0;
@@ -474,6 +476,8 @@ int rl_sim_rare(const struct rl_sim_model *model, uint64_t seed, uint64_t block,
         out->score_max = rare.score > out->score_max ? rare.score : out->score_max;
         out->fraction += rare.fraction;
         out->fraction_squares += rare.fraction * rare.fraction;
+        if (sim_is_stopped(&rare.main))
+            return rl_fail(ECANCELED, CALL, -1, 0, "stopped");
     }
     out->missions = missions;
     return 0;

@@ -2,7 +2,9 @@
 
 import math
 import random
+import signal
 import statistics
+import time
 
 import pytest
 from naive_simulation import Naive, estimate
@@ -559,6 +561,32 @@ def test_planned_error_is_kept():
     for system in (System(**EIGHT_PLUS_TWO), System(**FRAIL)):
         answer = simulate(system, relative_error=0.01, seed=3)
         assert answer.p_loss_se / answer.p_loss == pytest.approx(0.01, rel=0.35)
+
+
+def test_a_signal_ends_it_at_once():
+    """Also in the pilot, and in one mission that takes for ever; and the system can be simulated again."""
+    endless = EIGHT_PLUS_TWO | {"lifetime": Law.exponential(1.0), "tolerance": 9, "mission_hours": 1e12}
+    cases = [
+        ({"method": "crude", "missions": 1 << 50}, EIGHT_PLUS_TWO),
+        ({"method": "rare", "missions": 1 << 50}, EIGHT_PLUS_TWO),
+        ({"method": "auto"}, endless | {"repair": Repair(duration=Law.exponential(1e-9))}),
+    ]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for settings, system in cases:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                simulate(System(**system), **settings)
+            assert time.monotonic() - began < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert simulate(System(**EIGHT_PLUS_TWO), missions=1000).missions == 1000
 
 
 def test_sum_of_blocks():

@@ -35,6 +35,7 @@ _PILOT_STEPS_MAX = 1 << 22
 _PILOT_BLOCK = 1 << 62  # numbers of blocks from here on are pilots'
 _BLOCK_STEPS = 1 << 18  # about 10 ms of a core
 _BLOCK_MISSIONS_MAX = 1 << 22
+_BLOCKS_MAX = 1 << 18  # a plan is a list: more missions than that come in larger blocks
 _SHARE_MAX = 0.1  # of the sum, by one mission: above it the weights are not to be trusted
 _EFFECTIVE_MIN = 100.0  # missions that count, below which they are not either
 _EFFECTIVE_WANTED = 1000.0  # with which its variance is known to some per cent
@@ -234,11 +235,11 @@ class Kernel:
     def _scratch(self) -> Any:
         return ffi.new("uint64_t[]", self._scratch_bytes // 8 + 1)
 
-    def play(self, block: Block) -> Sums:
-        """The sums of one block. The GIL is released meanwhile."""
+    def play(self, block: Block, stop: Any = ffi.NULL) -> Sums:
+        """The sums of one block. The GIL is released meanwhile. stop: a `uint32_t *`; 1 there ends it soon, with CancelledError."""
         raw = ffi.new("struct rl_sim_sums *")
         run = lib.rl_sim_rare if block.method == "rare" else lib.rl_sim_crude
-        check(run(self._model, block.seed & (1 << 64) - 1, block.number, block.missions, self._scratch(), raw))
+        check(run(self._model, block.seed & (1 << 64) - 1, block.number, block.missions, self._scratch(), stop, raw))
         values = {name: getattr(raw, name) for name in Sums.__struct_fields__ if name != "by_time"}
         return Sums(**values, by_time=tuple(raw.by_time))
 
@@ -282,17 +283,18 @@ def can_be_rare(system: System) -> bool:
 
 def _pilot(system: System, method: Method, seed: int) -> Sums:
     """A first look, on streams of its own: longer where few missions count, shorter where missions are long."""
-    kernel, done = kernel_of(system), Sums()
+    done = Sums()
     missions, number = 64, _PILOT_BLOCK
     while done.steps < _PILOT_STEPS_MAX and (done.missions < _PILOT[method] or (method == "rare" and done.effective < _EFFECTIVE_WANTED)):
-        done = add([done, kernel.play(Block(method=method, seed=seed, number=number, missions=missions))])
+        done = add([done, *_played(system, [Block(method=method, seed=seed, number=number, missions=missions)])])
         missions, number = done.missions, number + 1
     return done
 
 
 def _glance(system: System, method: Method, seed: int) -> Sums:
     """What a mission costs, and no more."""
-    return kernel_of(system).play(Block(method=method, seed=seed, number=_PILOT_BLOCK, missions=64))
+    [sums] = _played(system, [Block(method=method, seed=seed, number=_PILOT_BLOCK, missions=64)])
+    return sums
 
 
 def _work(system: System, method: Method, sums: Sums) -> float:
@@ -359,7 +361,7 @@ def plan(
         wanted = known.variance if known is pilot else known.mean
         needed = _MARGIN * (wanted / known.mean / known.mean) / relative_error**2 if known.mean > 0 else math.inf
         missions = int(min(max(needed, 4096.0), max(1.0, steps_max / cost)))
-    size = int(min(max(1.0, _BLOCK_STEPS / cost), _BLOCK_MISSIONS_MAX))
+    size = max(int(min(max(1.0, _BLOCK_STEPS / cost), _BLOCK_MISSIONS_MAX)), -(-missions // _BLOCKS_MAX))
     return [
         Block(method=chosen, seed=seed, number=number, missions=min(size, missions - number * size))
         for number in range(-(-missions // size))
@@ -432,19 +434,24 @@ def _of_mean(mean: float, error: float) -> tuple[float, float]:
     return mean / wide, min(1.0, mean * wide)
 
 
-def _played(system: System, blocks: Sequence[Block], workers: int, progress: Callable[[int, int], object] | None) -> Iterator[Sums]:
-    """The blocks' sums in order; a few blocks for each worker are under way at a time."""
-    kernel = kernel_of(system)
+def _played(
+    system: System, blocks: Sequence[Block], workers: int = 1, progress: Callable[[int, int], object] | None = None
+) -> Iterator[Sums]:
+    """The blocks' sums in order; a few blocks for each worker are under way at a time. What is raised meanwhile (Ctrl-C) ends them at once:
+    none is played by this thread, in which C would keep Python from seeing a signal.
+    """
+    kernel, stop = kernel_of(system), ffi.new("uint32_t *")
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(kernel.play, block) for block in blocks[: 4 * workers]]
+        waiting = [pool.submit(kernel.play, block, stop) for block in blocks[: 4 * workers]]
         try:
             for done in range(len(blocks)):
                 yield waiting.pop(0).result()
                 if done + 4 * workers < len(blocks):
-                    waiting.append(pool.submit(kernel.play, blocks[done + 4 * workers]))
+                    waiting.append(pool.submit(kernel.play, blocks[done + 4 * workers], stop))
                 if progress is not None:
                     progress(done + 1, len(blocks))
         finally:
+            stop[0] = 1
             for future in waiting:
                 future.cancel()
 
