@@ -202,7 +202,7 @@ def test_a_checkpoint_is_never_ahead_of_a_flush():
     new, crashed = Volatile(32 << 20), []
     job = array.add(new)
     job.set_speed(maximum=1 << 20)  # some MiB are rebuilt, and not flushed, when the write comes; no pause, which would flush them
-    time.sleep(1.5)
+    time.sleep(1.5)  # and the array is idle by then, so that the write has it marked active
 
     def cut():
         if not crashed:
@@ -230,7 +230,10 @@ def test_a_checkpoint_of_a_resync_is_never_ahead_of_a_flush():
         disk.flush()
     array = raidlib.open(disks)
     array.job.set_speed(maximum=1 << 20)
-    time.sleep(1.5)  # some MiB are copied, and not flushed
+    until = time.monotonic() + 30
+    while array.job.status().done < 1 << 20:  # copied, and not flushed: a checkpoint comes with each sixteenth
+        assert time.monotonic() < until
+        time.sleep(0.02)
     crashed = []
 
     def cut():
