@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,9 +258,9 @@ def why(output: str) -> str:
     return (lines[-1] if lines else output.strip().splitlines()[-1] if output.strip() else "")[:200]
 
 
-def short_campaign(place: str, killers: list[str] | None = None) -> list[list[str]]:
-    """The commands that are to notice a mutant of that place: what notices most in least time first. With tests that are known to notice
-    much, they are the second command, in place of none.
+def short_campaign(place: str, killers: Sequence[str] = ()) -> list[list[str]]:
+    """The commands that are to notice a mutant of that place: what notices most in least time first. killers: tests that are
+    known to notice much, which become a command of their own, the second.
     """
     first = [test for start, test in NEAREST.items() if place.startswith(start)]
     files = [f"tests/test_{name}.py" for name in dict.fromkeys((*first, *TESTS))]
@@ -296,7 +296,7 @@ def judge(
         took_s = []
         first = [test for test, _count in killers.copy().most_common(KILLERS)]  # other threads add to it
         campaign = [command] if command else short_campaign(mutant.place if mutant else "", first)
-        if len(campaign) > len(limits_s):
+        if len(campaign) > len(limits_s):  # the killers are some of the tests that follow them
             limits_s = [*limits_s[:2], *limits_s[1:]]
         for part, limit_s in zip(campaign, limits_s, strict=True):
             began = time.monotonic()
